@@ -1,0 +1,3 @@
+module github.com/libdiffusion/go-diffusion
+
+go 1.24

@@ -1,0 +1,72 @@
+//! Builds the C++ shim over libtorch, generates the header, and tells the linker what the shared library needs.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+fn main() {
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    header(&out.join("diffusion.h"));
+    let libtorch = PathBuf::from(env::var_os("LIBTORCH").expect(
+        "LIBTORCH must name a libtorch 2.11.0 folder: `make libtorch` fetches one (see README.md)",
+    ));
+    shim(&libtorch);
+    link(&libtorch);
+}
+
+/// Generates the C header from src/capi. `make header` copies it to include/; tests/header.rs compares the two.
+fn header(path: &Path) {
+    println!("cargo:rerun-if-changed=cbindgen.toml");
+    println!("cargo:rerun-if-changed=src/capi");
+    let config = cbindgen::Config::from_file("cbindgen.toml").expect("cbindgen.toml is valid");
+    let mut builder = cbindgen::Builder::new().with_config(config);
+    // The order here is the order in the header.
+    for file in ["types", "status", "info", "lifecycle", "inference", "jobs", "training", "parameters"] {
+        builder = builder.with_src(format!("src/capi/{file}.rs"));
+    }
+    let mut text = Vec::new();
+    builder.generate().expect("src/capi can be parsed").write(&mut text);
+    let text = String::from_utf8(text).expect("cbindgen writes UTF-8");
+    // Rust's heading for what a caller answers for means little to a C programmer.
+    let text = text.replace(" * # Safety\n * ", " * Pointers: ");
+    std::fs::write(path, text).expect("OUT_DIR is writable");
+    println!("cargo:rustc-env=DIFFUSION_GENERATED_HEADER={}", path.display());
+}
+
+/// The one C++ file: what libtorch has and tch lacks (src/torch/shim.cpp).
+fn shim(libtorch: &Path) {
+    println!("cargo:rerun-if-changed=src/torch/shim.cpp");
+    println!("cargo:rerun-if-env-changed=LIBTORCH");
+    cc::Build::new()
+        .cpp(true)
+        .pic(true)
+        .std("c++17")
+        .warnings(true)
+        .include("src/torch")
+        .flag(format!("-isystem{}", libtorch.join("include").display()))
+        .flag(format!("-isystem{}", libtorch.join("include/torch/csrc/api/include").display()))
+        .flag("-fvisibility=hidden")
+        .file("src/torch/shim.cpp")
+        .compile("diffusion_shim");
+}
+
+fn link(libtorch: &Path) {
+    let lib = libtorch.join("lib");
+    println!("cargo:rustc-link-search=native={}", lib.display());
+    println!("cargo:rustc-link-lib=dylib=torch_cpu");
+    println!("cargo:rustc-link-lib=dylib=c10");
+    let version = env::var("CARGO_PKG_VERSION_MAJOR").expect("cargo sets CARGO_PKG_VERSION_MAJOR");
+    for argument in [
+        // libtorch_cuda must never be NEEDED: it is opened when CUDA is asked for, so that one build serves both.
+        "--as-needed".to_owned(),
+        format!("-soname,libdiffusion.so.{version}"),
+        // torch-sys would otherwise export symbols of its own.
+        "--exclude-libs,ALL".to_owned(),
+        // Threads and thread-locals outlive a host's dlclose.
+        "-z,nodelete".to_owned(),
+        // A released library finds libtorch beside itself, a freshly built one where it was built against.
+        "-rpath,$ORIGIN".to_owned(),
+    ] {
+        println!("cargo:rustc-cdylib-link-arg=-Wl,{argument}");
+    }
+    println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
+}

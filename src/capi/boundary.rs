@@ -1,0 +1,268 @@
+//! The wall between C and Rust: every call passes through [`call`], every pointer through [`input`], [`Out`] or
+//! [`OutSlice`].
+
+use std::cell::RefCell;
+use std::ffi::{c_char, CStr, CString};
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use once_cell::sync::Lazy;
+
+use super::status::{status_of, DIFFUSION_OK};
+use crate::{engine, Error, Result};
+
+thread_local! {
+    static LAST_ERROR: RefCell<CString> = RefCell::new(CString::default());
+}
+
+/// The system process that this library was first used in; 0 before that.
+static OWNER_PID: AtomicI32 = AtomicI32::new(0);
+
+/// Runs the body of an ABI function and turns what comes of it into a status and a message.
+pub(crate) fn call(body: impl FnOnce() -> Result<()>) -> i32 {
+    static QUIET: Lazy<()> = Lazy::new(crate::panics::install_quiet_hook);
+    Lazy::force(&QUIET);
+    let outcome = panic::catch_unwind(AssertUnwindSafe(|| {
+        check_fork()?;
+        if engine::is_engine_thread() {
+            return Err(Error::InvalidArgument(
+                "this function was called from a log callback: it must not call the library".into(),
+            ));
+        }
+        body()
+    }));
+    let error = match outcome {
+        Ok(Ok(())) => return DIFFUSION_OK,
+        Ok(Err(error)) => error,
+        Err(payload) => crate::panics::to_error(payload),
+    };
+    remember(&error)
+}
+
+/// Keeps an error's message for this thread and returns its status.
+fn remember(error: &Error) -> i32 {
+    let text = error.to_string().replace('\0', "?");
+    // A thread that is being torn down has no place for a message; the status alone must do then.
+    let _ = LAST_ERROR.try_with(|slot| *slot.borrow_mut() = CString::new(text).unwrap_or_default());
+    status_of(error)
+}
+
+/// The pointer behind `diffusion_last_error_message`.
+pub(crate) fn last_error_message() -> *const c_char {
+    LAST_ERROR.try_with(|slot| slot.borrow().as_ptr()).unwrap_or(c"".as_ptr())
+}
+
+/// Threads do not survive a fork and locks may be held for ever in the child, so a child is told at once.
+fn check_fork() -> Result<()> {
+    // SAFETY: getpid has no preconditions and cannot fail.
+    let pid = unsafe { libc::getpid() };
+    match OWNER_PID.compare_exchange(0, pid, Ordering::Relaxed, Ordering::Relaxed) {
+        Ok(_) => Ok(()),
+        Err(owner) if owner == pid => Ok(()),
+        Err(owner) => Err(Error::InvalidHandle(format!(
+            "this process was forked from process {owner}, which had already used libdiffusion: its threads and \
+             handles do not survive fork(); fork before the first call, or call exec() in the child"
+        ))),
+    }
+}
+
+/// A caller's array, to be read. NULL is allowed for an empty one only.
+///
+/// # Safety
+/// `pointer` is NULL or valid for reads of `len` values, which nobody changes during the call.
+pub(crate) unsafe fn input<'a, T>(name: &'static str, pointer: *const T, len: usize) -> Result<&'a [T]> {
+    check_extent(name, pointer, len)?;
+    // SAFETY: not NULL, aligned and of a possible size, as just checked; the caller vouches for the rest.
+    Ok(unsafe { std::slice::from_raw_parts(pointer, len) })
+}
+
+fn check_extent<T>(name: &'static str, pointer: *const T, len: usize) -> Result<()> {
+    if pointer.is_null() {
+        return Err(Error::NullPointer(name, "the array"));
+    }
+    if !pointer.is_aligned() {
+        let align = std::mem::align_of::<T>();
+        return Err(Error::argument(name, format!("{pointer:p}"), format!("a multiple of {align}")));
+    }
+    match len.checked_mul(std::mem::size_of::<T>()) {
+        Some(bytes) if bytes <= isize::MAX as usize => Ok(()),
+        _ => Err(Error::argument(&format!("{name}'s length"), len, "a possible array's")),
+    }
+}
+
+/// A caller's single value, to be written once on success.
+pub(crate) struct Out<T>(*mut T);
+
+impl<T> Out<T> {
+    /// # Safety
+    /// `pointer` is NULL or valid for a write until the call returns.
+    pub(crate) unsafe fn new(name: &'static str, pointer: *mut T) -> Result<Self> {
+        if pointer.is_null() {
+            return Err(Error::NullPointer(name, "where the result is to be written"));
+        }
+        Ok(Out(pointer))
+    }
+
+    pub(crate) fn set(self, value: T) {
+        // SAFETY: valid for a write by `new`'s contract; unaligned, since C does not promise more.
+        unsafe { self.0.write_unaligned(value) }
+    }
+}
+
+/// A caller's array, to be written whole on success and not at all on failure.
+pub(crate) struct OutSlice<T> {
+    pointer: *mut T,
+    len: usize,
+}
+
+impl<T: Copy> OutSlice<T> {
+    /// # Safety
+    /// `pointer` is NULL or valid for writes of `len` values until the call returns, and nobody else reads or
+    /// writes them meanwhile.
+    pub(crate) unsafe fn new(
+        name: &'static str,
+        pointer: *mut T,
+        len: usize,
+        need: usize,
+        why: impl std::fmt::Display,
+    ) -> Result<Self> {
+        check_extent(name, pointer, len)?;
+        if len != need {
+            return Err(Error::BufferSize { name: length_name(name), got: len, need, why: why.to_string() });
+        }
+        Ok(OutSlice { pointer, len })
+    }
+
+    /// Copies `values`, which has exactly the length that `new` was told to need.
+    pub(crate) fn write(self, values: &[T]) {
+        debug_assert_eq!(values.len(), self.len);
+        let len = self.len.min(values.len());
+        // SAFETY: valid for `len` writes by `new`'s contract; `values` is a Rust slice, so it cannot overlap memory
+        // that the caller promised to be nobody else's.
+        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), self.pointer, len) }
+    }
+
+    /// Copies values of another type, bit by bit.
+    pub(crate) fn write_bytes(self, bytes: &[u8]) {
+        debug_assert_eq!(bytes.len(), self.len * size_of::<T>());
+        let len = (self.len * size_of::<T>()).min(bytes.len());
+        // SAFETY: as in `write`.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.pointer.cast::<u8>(), len) }
+    }
+}
+
+/// The argument that carries the length of the array `name`.
+fn length_name(name: &'static str) -> &'static str {
+    match name {
+        "images" => "images_len",
+        "timesteps" => "batch",
+        "noisy" => "noisy_len",
+        "noise" => "noise_len",
+        "initial_noise" => "initial_noise_len",
+        "seeds" => "seeds_len",
+        "betas" => "betas_len",
+        "values" => "values_len",
+        _ => "out_len",
+    }
+}
+
+/// Checks the length of an input array against what the call needs.
+pub(crate) fn expect_len(name: &'static str, got: usize, need: usize, why: impl std::fmt::Display) -> Result<()> {
+    if got == need {
+        return Ok(());
+    }
+    Err(Error::BufferSize { name: length_name(name), got, need, why: why.to_string() })
+}
+
+/// A caller's C string.
+///
+/// # Safety
+/// `pointer` is NULL or points to a NUL-terminated string that nobody changes during the call.
+pub(crate) unsafe fn text<'a>(name: &'static str, pointer: *const c_char) -> Result<&'a str> {
+    if pointer.is_null() {
+        return Err(Error::NullPointer(name, "a NUL-terminated UTF-8 string"));
+    }
+    // SAFETY: not NULL and NUL-terminated by the caller's word.
+    let text = unsafe { CStr::from_ptr(pointer) };
+    match text.to_str() {
+        Ok("") => Err(Error::InvalidArgument(format!("{name} is empty: must be a name"))),
+        Ok(text) => Ok(text),
+        Err(_) => Err(Error::argument(name, format!("{text:?}"), "UTF-8")),
+    }
+}
+
+/// A struct of the ABI that grows at its end, its first field being its size in the caller's eyes.
+///
+/// # Safety
+/// Every bit pattern is a valid `Self`, `Self` is `repr(C)` and its first field is a `u32`.
+pub(crate) unsafe trait Versioned: Copy {
+    /// The size of the part that every caller must know: up to and including the last field without which the
+    /// struct says nothing.
+    const LEAST: usize;
+    /// Its name in the header.
+    const NAME: &'static str;
+    /// What the fields that an older caller does not know are taken to be.
+    fn defaults() -> Self;
+}
+
+/// Reads a caller's struct of any known or future size: fields that the caller lacks get their defaults, and fields
+/// that this library lacks must be zero, since ignoring them would be a silent difference.
+///
+/// # Safety
+/// `pointer` is NULL or valid for reads of as many bytes as its first field says.
+pub(crate) unsafe fn versioned<T: Versioned>(name: &'static str, pointer: *const T) -> Result<T> {
+    if pointer.is_null() {
+        return Err(Error::NullPointer(name, T::NAME));
+    }
+    // SAFETY: at least the size field is readable by the caller's word; C may align it less than Rust would.
+    let size = unsafe { pointer.cast::<u32>().read_unaligned() } as usize;
+    let whole = std::mem::size_of::<T>();
+    // A size that was never set is likely to be garbage and must not be followed into unreadable memory.
+    const SANE: usize = 1 << 16;
+    if size < T::LEAST || size > SANE || size % 8 != 0 {
+        return Err(Error::argument(
+            &format!("{name}.struct_size"),
+            size,
+            format!("sizeof({}) ({whole} in this version); call its init function first", T::NAME),
+        ));
+    }
+    let mut value = T::defaults();
+    // SAFETY: both sides are valid for the smaller of the two sizes, and `versioned`'s types take any bits.
+    unsafe {
+        std::ptr::copy_nonoverlapping(pointer.cast::<u8>(), (&raw mut value).cast::<u8>(), size.min(whole));
+    }
+    if size > whole {
+        // SAFETY: the caller says that `size` bytes are there.
+        let tail = unsafe { std::slice::from_raw_parts(pointer.cast::<u8>().add(whole), size - whole) };
+        if let Some(at) = tail.iter().position(|&byte| byte != 0) {
+            return Err(Error::InvalidArgument(format!(
+                "{name} has a non-zero byte at offset {}: this version of the library knows {whole} bytes of {}",
+                whole + at,
+                T::NAME
+            )));
+        }
+    }
+    Ok(value)
+}
+
+/// Writes as much of a growing struct as the caller's `struct_size` says it has room for.
+///
+/// # Safety
+/// `pointer` is NULL or valid for reads and writes of as many bytes as its first field says.
+pub(crate) unsafe fn write_versioned<T: Versioned>(name: &'static str, pointer: *mut T, value: T) -> Result<()> {
+    // SAFETY: readable by the caller's word; `versioned` checks the size.
+    unsafe { versioned(name, pointer.cast_const()) }?;
+    // SAFETY: as above.
+    let size = unsafe { pointer.cast::<u32>().read_unaligned() } as usize;
+    let first = std::mem::size_of::<u32>();
+    let known = size.min(std::mem::size_of::<T>());
+    // SAFETY: both sides are valid for `known` bytes; the size field stays the caller's own.
+    unsafe {
+        std::ptr::copy_nonoverlapping(
+            (&raw const value).cast::<u8>().add(first),
+            pointer.cast::<u8>().add(first),
+            known - first,
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,110 @@
+//! Training: one step, and the optimizer's state.
+
+use super::boundary::{call, expect_len, input, Out};
+use super::handles;
+use super::inference::{batch_len, batch_shape};
+use super::types::diffusion_process;
+use crate::process::check_finite;
+
+/// One optimizer step on a batch of images: a random timestep for each, add_noise, the U-Net's prediction, mean
+/// squared error, backpropagation, clipping, optimizer, moving average.
+///
+/// images: float [batch, channels, image_size, image_size], meant to be in [-1, 1]; images_len must be exactly that.
+/// loss may be NULL: on CUDA the call then need not wait for the device. Timesteps and noise are determined by
+/// config.seed and the step count. Waits for the sampling jobs submitted before; those submitted later see the new
+/// weights.
+///
+/// With f16, a step whose gradients overflow changes no weight, lowers the gradient scale and succeeds.
+/// Errors: INVALID_HANDLE, INVALID_ARGUMENT (batch is 0), NULL_POINTER, BUFFER_SIZE, NON_FINITE (images, or with
+/// f32 and bf16 the loss: no weight has changed), CANCELLED (no weight has changed), OUT_OF_MEMORY.
+///
+/// # Safety
+/// `images` is NULL or points to images_len readable floats; `loss` is NULL or valid for a write.
+#[no_mangle]
+pub unsafe extern "C" fn diffusion_train_step(
+    process: *mut diffusion_process,
+    images: *const f32,
+    images_len: usize,
+    batch: usize,
+    loss: *mut f32,
+) -> i32 {
+    call(|| {
+        let engine = handles::process(process)?;
+        let need = batch_len(&engine, batch)?;
+        // SAFETY: the caller vouches for `images`, as the header says.
+        let images = unsafe { input("images", images, images_len) }?;
+        expect_len("images", images_len, need, batch_shape(&engine, batch))?;
+        check_finite("images", images)?;
+        let images = images.to_vec();
+        let want_loss = !loss.is_null();
+        let value = engine.run_exclusive(move |process, token| process.train_step(&images, want_loss, token))?;
+        if let (true, Some(value)) = (want_loss, value) {
+            // SAFETY: not NULL, and the caller vouches for the rest, as the header says.
+            unsafe { Out::new("loss", loss) }?.set(value);
+        }
+        Ok(())
+    })
+}
+
+/// Writes how many training steps have been taken since the weights were made, those before the last save included.
+///
+/// Errors: INVALID_HANDLE, NULL_POINTER.
+///
+/// # Safety
+/// `steps` is NULL or valid for a write.
+#[no_mangle]
+pub unsafe extern "C" fn diffusion_get_step_count(process: *mut diffusion_process, steps: *mut u64) -> i32 {
+    call(|| {
+        let engine = handles::process(process)?;
+        // SAFETY: the caller vouches for `steps`, as the header says.
+        let steps = unsafe { Out::new("steps", steps) }?;
+        steps.set(engine.run_shared(|process, _| Ok(process.step_count()))?);
+        Ok(())
+    })
+}
+
+/// Writes the optimizer's learning rate.
+///
+/// Errors: INVALID_HANDLE, NULL_POINTER.
+///
+/// # Safety
+/// `learning_rate` is NULL or valid for a write.
+#[no_mangle]
+pub unsafe extern "C" fn diffusion_get_learning_rate(
+    process: *mut diffusion_process,
+    learning_rate: *mut f64,
+) -> i32 {
+    call(|| {
+        let engine = handles::process(process)?;
+        // SAFETY: the caller vouches for `learning_rate`, as the header says.
+        let learning_rate = unsafe { Out::new("learning_rate", learning_rate) }?;
+        learning_rate.set(engine.run_shared(|process, _| Ok(process.learning_rate()))?);
+        Ok(())
+    })
+}
+
+/// Sets the optimizer's learning rate, > 0, from the next training step on.
+///
+/// Errors: INVALID_HANDLE, INVALID_ARGUMENT (learning_rate).
+#[no_mangle]
+pub extern "C" fn diffusion_set_learning_rate(process: *mut diffusion_process, learning_rate: f64) -> i32 {
+    call(|| handles::process(process)?.run_shared(move |process, _| process.set_learning_rate(learning_rate)))
+}
+
+/// Writes the factor by which the loss is scaled so that f16 gradients do not vanish; 1 unless mixed_precision is
+/// F16.
+///
+/// Errors: INVALID_HANDLE, NULL_POINTER.
+///
+/// # Safety
+/// `scale` is NULL or valid for a write.
+#[no_mangle]
+pub unsafe extern "C" fn diffusion_get_gradient_scale(process: *mut diffusion_process, scale: *mut f64) -> i32 {
+    call(|| {
+        let engine = handles::process(process)?;
+        // SAFETY: the caller vouches for `scale`, as the header says.
+        let scale = unsafe { Out::new("scale", scale) }?;
+        scale.set(engine.run_shared(|process, _| process.gradient_scale())?);
+        Ok(())
+    })
+}

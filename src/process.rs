@@ -1,0 +1,514 @@
+//! DiffusionProcess: the schedule, the network, its training state and the device they live on, as a plain Rust API.
+//!
+//! A process belongs to one thread at a time. [`crate::engine`] gives each a thread of its own and batches sampling
+//! requests; used directly, a process does one thing after the other.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+use crate::checkpoint::{self, SchedulerConfig, TrainingState};
+use crate::noise::{Domain, Stream};
+use crate::pixels::Format;
+use crate::sampler::SamplerParams;
+use crate::schedule::NoiseSchedule;
+use crate::torch::{self, GradGuard};
+use crate::training::grad_scaler::GradScaler;
+use crate::training::trainer::{StepContext, Trainer};
+use crate::training::{check_learning_rate, Precision, TrainingConfig};
+use crate::unet::{DiffusionModel, Parameters, UnetConfig};
+use crate::{Error, Result};
+
+/// Where to compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The CUDA device with this index if it can be used, else the CPU.
+    Auto(i32),
+    /// The CPU.
+    Cpu,
+    /// The CUDA device with this index.
+    Cuda(i32),
+}
+
+impl DeviceChoice {
+    /// The device itself.
+    pub fn resolve(self) -> Result<Device> {
+        match self {
+            DeviceChoice::Cpu => Ok(Device::Cpu),
+            DeviceChoice::Cuda(index) => torch::cuda_device(index),
+            DeviceChoice::Auto(_) if torch::cuda_device_count() == 0 => Ok(Device::Cpu),
+            DeviceChoice::Auto(index) => torch::cuda_device(index),
+        }
+    }
+}
+
+/// What a process is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ProcessConfig {
+    /// The network.
+    pub unet: UnetConfig,
+    /// The noise schedule and what sampling does by default.
+    pub scheduler: SchedulerConfig,
+    /// How to train.
+    pub training: TrainingConfig,
+    /// Where to compute.
+    pub device: DeviceChoice,
+    /// CPU threads to compute with; 0: libtorch's choice.
+    pub num_threads: usize,
+    /// Most images in one evaluation of the network when sampling; 0: chosen by device.
+    pub max_batch: usize,
+    /// Determines the initial weights and all randomness of training.
+    pub seed: u64,
+}
+
+impl ProcessConfig {
+    /// Checks everything that can be checked without a device.
+    pub fn validate(&self) -> Result<()> {
+        self.unet.validate()?;
+        self.training.validate()?;
+        let noise_free_end = self.scheduler.schedule.rescale_zero_terminal_snr;
+        if noise_free_end && self.scheduler.prediction == crate::schedule::Prediction::Epsilon {
+            return Err(Error::InvalidArgument(
+                "rescale_betas_zero_snr is 1 and prediction_type is EPSILON: must be SAMPLE or VELOCITY, since noise \
+                 cannot be told from pure noise"
+                    .into(),
+            ));
+        }
+        if self.training.mixed_precision == Precision::F16 && self.device == DeviceChoice::Cpu {
+            return Err(Error::InvalidArgument(
+                "mixed_precision is F16 and device is CPU: must be F32 or BF16 there; F16 needs CUDA".into(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Height and width of the images.
+    pub fn image_size(&self) -> usize {
+        self.unet.sample_size
+    }
+
+    /// Channels of the images.
+    pub fn channels(&self) -> usize {
+        self.unet.in_channels
+    }
+
+    /// Floats of one image.
+    pub fn image_len(&self) -> usize {
+        self.channels() * self.image_size() * self.image_size()
+    }
+
+    /// Bytes of a number of images in a format, overflow-checked.
+    pub fn result_bytes(&self, format: Format, count: usize) -> Result<usize> {
+        let plane = self.image_size() * self.image_size();
+        let each = plane * format.bytes_per_pixel(self.channels())?;
+        count.checked_mul(each).filter(|&bytes| bytes <= isize::MAX as usize).ok_or_else(|| {
+            let most = isize::MAX as usize / each;
+            Error::argument("the number of images", count, format!("in 1..={most}, or their size overflows"))
+        })
+    }
+
+    /// The shape of one image in a format, for messages.
+    pub fn shape_text(&self, format: Format) -> String {
+        let (channels, size) = (self.channels(), self.image_size());
+        match format {
+            Format::F32 => format!("{channels}x{size}x{size} floats"),
+            Format::F16 => format!("{channels}x{size}x{size} halves of 2 bytes"),
+            Format::Rgb8 => format!("{size}x{size}x3 bytes"),
+            Format::Rgba8 => format!("{size}x{size}x4 bytes"),
+        }
+    }
+
+    /// Checks that each timestep exists.
+    pub fn check_timesteps(&self, timesteps: &[i64]) -> Result<()> {
+        let steps = self.scheduler.schedule.noise_steps;
+        match timesteps.iter().position(|&t| usize::try_from(t).map_or(true, |t| t >= steps)) {
+            None => Ok(()),
+            Some(i) => {
+                let value = timesteps.get(i).copied().unwrap_or_default();
+                Err(Error::argument(&format!("timesteps[{i}]"), value, format!("in 0..{steps}")))
+            }
+        }
+    }
+}
+
+/// Checks that values are finite.
+pub fn check_finite(name: &str, values: &[f32]) -> Result<()> {
+    // The sum of x - x is 0 exactly where every x is finite, and is computed without a branch per value.
+    if values.iter().map(|x| x - x).sum::<f32>() == 0.0 {
+        return Ok(());
+    }
+    let at = values.iter().position(|x| !x.is_finite()).unwrap_or_default();
+    let value = values.get(at).copied().unwrap_or(f32::NAN);
+    Err(Error::NonFinite(format!("{name}[{at}] is {value}: must be finite")))
+}
+
+/// Noised images and the noise that was added.
+pub struct Noised {
+    /// `[batch, channels, height, width]`.
+    pub noisy: Vec<f32>,
+    /// The same shape.
+    pub noise: Vec<f32>,
+}
+
+/// Which of the two sets of weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weights {
+    /// Those that the optimizer trains.
+    Trained,
+    /// Their moving average, where there is one.
+    Ema,
+}
+
+/// Name and shape of one parameter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParameterInfo {
+    /// diffusers' name.
+    pub name: String,
+    /// Its dimensions.
+    pub shape: Vec<i64>,
+}
+
+impl ParameterInfo {
+    /// How many values it has.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.shape.iter().product::<i64>() as usize
+    }
+}
+
+/// The part of the training state that is not tensors, as it stands in a checkpoint.
+#[derive(Serialize, Deserialize)]
+struct TrainingMeta {
+    step: u64,
+    seed: u64,
+    learning_rate: f64,
+    gradient_scale: Option<f64>,
+    growth_tracker: Option<i64>,
+    config: TrainingConfig,
+}
+
+/// A diffusion model: its schedule, U-Net, optimizer and device.
+pub struct DiffusionProcess {
+    config: ProcessConfig,
+    schedule: NoiseSchedule,
+    trainer: Trainer,
+    /// A view of the weights to sample with.
+    model: DiffusionModel,
+    device: Device,
+    log: Vec<String>,
+}
+
+impl DiffusionProcess {
+    /// A process with fresh weights, determined by `config.seed`.
+    pub fn new(config: ProcessConfig) -> Result<Self> {
+        config.validate()?;
+        let device = prepare_device(&config)?;
+        let _no_grad = GradGuard::set(false);
+        let parameters = Parameters::init(&config.unet, config.seed, device)?;
+        Self::assemble(config, parameters, device)
+    }
+
+    /// A process from a checkpoint folder. `adjust` may change what the checkpoint says about training and
+    /// computing before it is used.
+    pub fn load(
+        path: &Path,
+        device: DeviceChoice,
+        adjust: impl FnOnce(&mut ProcessConfig) -> Result<()>,
+    ) -> Result<Self> {
+        let found = checkpoint::read(path, Device::Cpu)?;
+        let meta = found.training.as_ref().map(|state| read_meta(path, state)).transpose()?;
+        let mut config = ProcessConfig {
+            unet: found.unet,
+            scheduler: found.scheduler,
+            training: meta.as_ref().map(|meta| meta.config.clone()).unwrap_or_default(),
+            device,
+            num_threads: 0,
+            max_batch: 0,
+            seed: meta.as_ref().map_or(0, |meta| meta.seed),
+        };
+        let saved = config.training.clone();
+        if device == DeviceChoice::Cpu && config.training.mixed_precision == Precision::F16 {
+            // Trained on a GPU, to be used on a CPU.
+            config.training.mixed_precision = Precision::F32;
+        }
+        adjust(&mut config)?;
+        config.validate()?;
+        let device = prepare_device(&config)?;
+        let _no_grad = GradGuard::set(false);
+        let parameters = found.parameters.to(device)?;
+        let mut process = Self::assemble(config, parameters, device)?;
+        if let (Some(state), Some(meta)) = (found.training, meta) {
+            process.restore(path, state, meta, &saved)?;
+        }
+        Ok(process)
+    }
+
+    fn assemble(config: ProcessConfig, parameters: Parameters, device: Device) -> Result<Self> {
+        let schedule = NoiseSchedule::new(&config.scheduler.schedule)?;
+        let trainer = Trainer::new(&config.unet, parameters, &config.training, device)?;
+        let model = DiffusionModel::new(&config.unet, trainer.sampling_parameters())?;
+        let log = schedule.warning().into_iter().collect();
+        Ok(DiffusionProcess { config, schedule, trainer, model, device, log })
+    }
+
+    /// Writes a checkpoint folder; a crash leaves the old or the new one.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let _no_grad = GradGuard::set(false);
+        let trainer = &self.trainer;
+        let mut tensors = Vec::new();
+        if trainer.ema.is_some() {
+            tensors.extend(trainer.parameters.trainable().map(|(name, t)| (format!("weights.{name}"), t.shallow_clone())));
+        }
+        let averages = [("exp_avg", &trainer.adam.exp_avg), ("exp_avg_sq", &trainer.adam.exp_avg_sq)];
+        for (kind, values) in averages {
+            let named = trainer.parameters.trainable().zip(values);
+            tensors.extend(named.map(|((name, _), value)| (format!("{kind}.{name}"), value.shallow_clone())));
+        }
+        tensors.push(("adam_step".into(), trainer.adam.step.shallow_clone()));
+        let scaler = trainer.scaler.as_ref();
+        let meta = TrainingMeta {
+            step: trainer.step,
+            seed: self.config.seed,
+            learning_rate: trainer.adam.learning_rate,
+            gradient_scale: scaler.map(|s| s.scale.f_double_value(&[])).transpose()?,
+            growth_tracker: scaler.map(|s| s.growth_tracker.f_int64_value(&[])).transpose()?,
+            config: self.config.training.clone(),
+        };
+        let meta = serde_json::to_value(meta).map_err(|error| Error::Internal(error.to_string()))?;
+        checkpoint::write(
+            path,
+            &self.config.unet,
+            trainer.sampling_parameters(),
+            &self.config.scheduler,
+            Some(&TrainingState { tensors, meta }),
+            Kind::Float,
+        )
+    }
+
+    /// Takes over the training state of a checkpoint whose sampling weights are in place already.
+    fn restore(&mut self, path: &Path, state: TrainingState, meta: TrainingMeta, saved: &TrainingConfig) -> Result<()> {
+        let (device, trainer) = (self.device, &mut self.trainer);
+        let mut found: std::collections::HashMap<String, Tensor> = state.tensors.into_iter().collect();
+        let names: Vec<String> = trainer.parameters.trainable().map(|(name, _)| name.to_owned()).collect();
+        let mut take_into = |kind: &str, name: &str, into: &Tensor| -> Result<()> {
+            let key = format!("{kind}.{name}");
+            let Some(value) = found.remove(&key) else {
+                return Err(Error::format(path, format!("the training state lacks the tensor {key}")));
+            };
+            if value.size() != into.size() {
+                let (got, need) = (value.size(), into.size());
+                return Err(Error::format(path, format!("{key} of the training state is {got:?}: must be {need:?}")));
+            }
+            into.shallow_clone().f_copy_(&value)?;
+            Ok(())
+        };
+        for (i, name) in names.iter().enumerate() {
+            if let (true, Some(weights)) = (saved.ema_decay > 0.0, trainer.parameters.get(name)) {
+                take_into("weights", name, weights)?;
+            }
+            if let (Some(first), Some(second)) = (trainer.adam.exp_avg.get(i), trainer.adam.exp_avg_sq.get(i)) {
+                take_into("exp_avg", name, first)?;
+                take_into("exp_avg_sq", name, second)?;
+            }
+        }
+        if let Some(step) = found.remove("adam_step") {
+            trainer.adam.step = step.f_view([])?.f_to_kind(Kind::Float)?.f_to_device(device)?;
+        }
+        if let (Some(scaler), Some(scale)) = (&mut trainer.scaler, meta.gradient_scale) {
+            *scaler = GradScaler::restore(scale, meta.growth_tracker.unwrap_or(0), device)?;
+        }
+        // A learning rate that was set during training is a state; one that the caller now asks for wins.
+        if self.config.training.learning_rate == saved.learning_rate {
+            trainer.adam.learning_rate = meta.learning_rate;
+        }
+        trainer.step = meta.step;
+        Ok(())
+    }
+
+    /// What the process is.
+    pub fn config(&self) -> &ProcessConfig {
+        &self.config
+    }
+
+    /// Its noise schedule.
+    pub fn schedule(&self) -> &NoiseSchedule {
+        &self.schedule
+    }
+
+    /// Where it computes.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Names and shapes of the U-Net's parameters, in diffusers' order.
+    pub fn parameter_infos(&self) -> Vec<ParameterInfo> {
+        let parameters = &self.trainer.parameters;
+        parameters.iter().map(|(name, value)| ParameterInfo { name: name.to_owned(), shape: value.size() }).collect()
+    }
+
+    /// Warnings since the last call.
+    pub fn take_log(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.log)
+    }
+
+    /// Noises `images` `[batch, channels, height, width]` to `timesteps` `[batch]`; the noise of image i is
+    /// determined by (seed, i).
+    pub fn add_noise(&self, images: &[f32], timesteps: &[i64], seed: u64) -> Result<Noised> {
+        self.config.check_timesteps(timesteps)?;
+        let images = self.to_tensor(images)?;
+        let streams: Vec<Stream> = (0..timesteps.len() as u64).map(|i| Stream::new(Domain::Sample, seed, i)).collect();
+        let noise = self.normal(&streams, 0)?;
+        let noisy = self.schedule.add_noise(&images, &noise, timesteps)?;
+        Ok(Noised { noisy: to_vec(&noisy)?, noise: to_vec(&noise)? })
+    }
+
+    /// The network's answer for noisy `images` at `timesteps`, with the weights that sampling uses.
+    pub fn predict_noise(&self, images: &[f32], timesteps: &[i64]) -> Result<Vec<f32>> {
+        self.config.check_timesteps(timesteps)?;
+        let timesteps: Vec<f64> = timesteps.iter().map(|&t| t as f64).collect();
+        to_vec(&self.denoise(&self.to_tensor(images)?, &timesteps)?)
+    }
+
+    /// [`Self::predict_noise`] on tensors: `x` `[batch, channels, height, width]`, a timestep for each.
+    pub fn denoise(&self, x: &Tensor, timesteps: &[f64]) -> Result<Tensor> {
+        let _no_grad = GradGuard::set(false);
+        let timesteps = Tensor::f_from_slice(timesteps)?.f_to_kind(Kind::Float)?.f_to_device(self.device)?;
+        Ok(self.model.forward(x, &timesteps, None, None)?.f_to_kind(Kind::Float)?)
+    }
+
+    /// Samples one image for each stream, all in lock step; `[streams, channels, height, width]` in [-1, 1].
+    pub fn sample(&self, params: &SamplerParams, streams: &[Stream]) -> Result<Vec<f32>> {
+        let mut sampler = params.build(&self.schedule)?;
+        let mut draw = 0;
+        let mut x = self.normal(streams, draw)?;
+        while let Some(t) = sampler.timestep() {
+            let output = self.denoise(&x, &vec![t; streams.len()])?;
+            x = sampler.step(&x, &output, &mut || {
+                draw += 1;
+                self.normal(streams, draw)
+            })?;
+        }
+        to_vec(&x)
+    }
+
+    /// Standard normal noise for each stream: draw number `draw` of its own; `[streams, channels, height, width]`.
+    pub fn normal(&self, streams: &[Stream], draw: u32) -> Result<Tensor> {
+        let mut values = vec![0f32; streams.len() * self.config.image_len()];
+        for (stream, image) in streams.iter().zip(values.chunks_exact_mut(self.config.image_len())) {
+            stream.fill_normal(draw, image);
+        }
+        self.to_tensor(&values)
+    }
+
+    /// One training step on `images` `[batch, channels, height, width]`; the loss, if wanted or free. `cancelled` is
+    /// asked before anything changes.
+    pub fn train_step(
+        &mut self,
+        images: &[f32],
+        want_loss: bool,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Option<f32>> {
+        let images = self.to_tensor(images)?;
+        let context = StepContext {
+            config: &self.config.training,
+            schedule: &self.schedule,
+            prediction: self.config.scheduler.prediction,
+            seed: self.config.seed,
+            want_loss,
+            cancelled,
+        };
+        self.trainer.train_step(&images, &context)
+    }
+
+    /// Training steps taken.
+    pub fn step_count(&self) -> u64 {
+        self.trainer.step
+    }
+
+    /// The optimizer's learning rate.
+    pub fn learning_rate(&self) -> f64 {
+        self.trainer.adam.learning_rate
+    }
+
+    /// Sets it, from the next step on.
+    pub fn set_learning_rate(&mut self, value: f64) -> Result<()> {
+        check_learning_rate(value)?;
+        self.trainer.adam.learning_rate = value;
+        Ok(())
+    }
+
+    /// The gradient scaler's scale; 1 without one.
+    pub fn gradient_scale(&self) -> Result<f64> {
+        self.trainer.scaler.as_ref().map_or(Ok(1.0), |scaler| Ok(scaler.scale.f_double_value(&[])?))
+    }
+
+    /// The values of one parameter.
+    pub fn read_parameter(&self, weights: Weights, name: &str) -> Result<Vec<f32>> {
+        to_vec(&self.weight(weights, name)?.f_detach()?)
+    }
+
+    /// Replaces the values of one parameter.
+    pub fn write_parameter(&mut self, weights: Weights, name: &str, values: &[f32]) -> Result<()> {
+        let _no_grad = GradGuard::set(false);
+        let mut to = self.weight(weights, name)?.shallow_clone();
+        if values.len() != to.numel() {
+            return Err(Error::argument("the number of values", values.len(), format!("{} for {name}", to.numel())));
+        }
+        to.f_copy_(&Tensor::f_from_slice(values)?.f_view(to.size().as_slice())?)?;
+        Ok(())
+    }
+
+    fn weight(&self, weights: Weights, name: &str) -> Result<&Tensor> {
+        let set = match weights {
+            Weights::Trained => &self.trainer.parameters,
+            Weights::Ema => self.trainer.sampling_parameters(),
+        };
+        set.get(name).ok_or_else(|| unknown_parameter(name))
+    }
+
+    /// Images on the device, `[batch, channels, height, width]`.
+    pub fn to_tensor(&self, images: &[f32]) -> Result<Tensor> {
+        let (channels, size) = (self.config.channels() as i64, self.config.image_size() as i64);
+        Ok(Tensor::f_from_slice(images)?.f_view([-1, channels, size, size])?.f_to_device(self.device)?)
+    }
+}
+
+/// The error for a parameter that does not exist.
+pub fn unknown_parameter(name: &str) -> Error {
+    Error::argument("name", format!("{name:?}"), "the name of a parameter, such as \"conv_in.weight\"")
+}
+
+/// Copies a tensor to the host as f32.
+pub fn to_vec(tensor: &Tensor) -> Result<Vec<f32>> {
+    let tensor = tensor.f_to_kind(Kind::Float)?.f_to_device(Device::Cpu)?.f_contiguous()?;
+    let mut values = vec![0f32; tensor.numel()];
+    tensor.f_copy_data(&mut values, tensor.numel())?;
+    Ok(values)
+}
+
+fn read_meta(path: &Path, state: &TrainingState) -> Result<TrainingMeta> {
+    let meta: TrainingMeta = serde_json::from_value(state.meta.clone())
+        .map_err(|error| Error::format(path, format!("the training state's description: {error}")))?;
+    meta.config
+        .validate()
+        .and_then(|()| check_learning_rate(meta.learning_rate))
+        .map_err(|error| Error::format(path, format!("the training state's description: {error}")))?;
+    Ok(meta)
+}
+
+/// Finds the device and prepares this thread to compute on it.
+fn prepare_device(config: &ProcessConfig) -> Result<Device> {
+    let device = config.device.resolve()?;
+    match device {
+        Device::Cuda(index) => torch::use_own_stream(index as i32)?,
+        _ if config.num_threads > 0 => tch::set_num_threads(config.num_threads as i32),
+        _ => {}
+    }
+    if config.training.mixed_precision == Precision::F16 && !device.is_cuda() {
+        return Err(Error::InvalidArgument(
+            "mixed_precision is F16 and device is AUTO, which is the CPU here: must be F32 or BF16; F16 needs CUDA".into(),
+        ));
+    }
+    Ok(device)
+}

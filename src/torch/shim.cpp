@@ -1,0 +1,153 @@
+// The one C++ file of the library; see shim.h. It links against libtorch_cpu and libc10 only: what it does on CUDA
+// goes through libtorch's dispatcher and device-neutral interfaces.
+
+#include "shim.h"
+
+#include <ATen/Context.h>
+#include <ATen/autocast_mode.h>
+#include <ATen/detail/CUDAHooksInterface.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <torch/version.h>
+
+#include <cfenv>
+#include <cstring>
+#include <exception>
+#include <string>
+#include <vector>
+
+namespace {
+
+char *copy(const char *text) {
+    char *result = strdup(text);
+    // An error must stay an error even where there is no memory left to say which.
+    static char no_memory[] = "out of memory";
+    return result != nullptr ? result : no_memory;
+}
+
+template <typename Body>
+char *guarded(Body body) noexcept {
+    try {
+        body();
+        return nullptr;
+    } catch (const c10::Error &error) {
+        return copy(error.what_without_backtrace());
+    } catch (const std::exception &error) {
+        return copy(error.what());
+    } catch (...) {
+        return copy("unknown C++ exception");
+    }
+}
+
+std::vector<at::Tensor> list(const tensor *tensors, size_t count) {
+    std::vector<at::Tensor> result;
+    result.reserve(count);
+    for (size_t i = 0; i < count; i++) result.push_back(*tensors[i]);
+    return result;
+}
+
+}  // namespace
+
+void diffusion_shim_free(char *text) {
+    if (strcmp(text, "out of memory") != 0) free(text);
+}
+
+const char *diffusion_shim_torch_version(void) { return TORCH_VERSION; }
+
+const void *diffusion_shim_torch_address(void) { return reinterpret_cast<const void *>(&at::globalContext); }
+
+char *diffusion_shim_cuda(int32_t *devices, int64_t *runtime_version) {
+    return guarded([&] {
+        const auto &hooks = at::detail::getCUDAHooks();
+        *devices = hooks.hasCUDA() ? static_cast<int32_t>(hooks.deviceCount()) : 0;
+        *runtime_version = hooks.hasCUDA() ? hooks.versionCUDART() : 0;
+    });
+}
+
+void diffusion_shim_default_floating_point(void) { std::fesetenv(FE_DFL_ENV); }
+
+char *diffusion_shim_adam(const tensor *parameters, const tensor *gradients, const tensor *exp_avg,
+                          const tensor *exp_avg_sq, size_t count, tensor step, double learning_rate, double beta1,
+                          double beta2, double weight_decay, double epsilon, bool decoupled, tensor found_inf) {
+    return guarded([&] {
+        // All parameters take the same steps, so one counter stands for all.
+        const std::vector<at::Tensor> steps(count, *step);
+        const auto values = list(parameters, count), grads = list(gradients, count);
+        const auto first = list(exp_avg, count), second = list(exp_avg_sq, count);
+        const auto skip =
+            found_inf != nullptr ? std::optional<at::Tensor>(*found_inf) : std::optional<at::Tensor>();
+        // Overloads that take the learning rate as a tensor exist too: the type chooses.
+        using Maybe = const std::optional<at::Tensor> &;
+        using Lists = at::TensorList;
+        void (*update)(Lists, Lists, Lists, Lists, Lists, Lists, double, double, double, double, double, bool, bool,
+                       Maybe, Maybe) = &at::_fused_adam_;
+        if (decoupled) update = &at::_fused_adamw_;
+        update(values, grads, first, second, /*max_exp_avg_sqs=*/{}, steps, learning_rate, beta1, beta2,
+               weight_decay, epsilon, /*amsgrad=*/false, /*maximize=*/false, /*grad_scale=*/std::nullopt, skip);
+    });
+}
+
+char *diffusion_shim_unscale(const tensor *gradients, size_t count, tensor found_inf, tensor inverse_scale) {
+    return guarded([&] {
+        at::_amp_foreach_non_finite_check_and_unscale_(list(gradients, count), *found_inf, *inverse_scale);
+    });
+}
+
+char *diffusion_shim_update_scale(tensor scale, tensor growth_tracker, tensor found_inf, double growth,
+                                  double backoff, int64_t interval) {
+    return guarded(
+        [&] { at::_amp_update_scale_(*scale, *growth_tracker, *found_inf, growth, backoff, interval); });
+}
+
+char *diffusion_shim_lerp(const tensor *averages, const tensor *values, size_t count, double weight) {
+    return guarded([&] { at::_foreach_lerp_(list(averages, count), list(values, count), weight); });
+}
+
+char *diffusion_shim_clip(const tensor *gradients, size_t count, double max_norm, tensor *norm) {
+    return guarded([&] {
+        const auto grads = list(gradients, count);
+        const auto total = at::linalg_vector_norm(at::stack(at::_foreach_norm(grads, 2)), 2);
+        at::_foreach_mul_(grads, (max_norm / (total + 1e-6)).clamp_max(1.0));
+        *norm = new at::Tensor(total);
+    });
+}
+
+char *diffusion_shim_bernoulli(tensor out, double keep, uint64_t seed) {
+    return guarded([&] {
+        // A clone: the host's own generator keeps its state.
+        auto generator = at::globalContext().defaultGenerator(out->device()).clone();
+        generator.set_current_seed(seed);
+        out->bernoulli_(keep, generator);
+    });
+}
+
+char *diffusion_shim_autocast_enter(bool cuda, bool half, diffusion_shim_autocast *before) {
+    return guarded([&] {
+        const auto device = cuda ? at::kCUDA : at::kCPU;
+        before->device_type = static_cast<int8_t>(device);
+        before->enabled = at::autocast::is_autocast_enabled(device);
+        before->dtype = static_cast<int8_t>(at::autocast::get_autocast_dtype(device));
+        at::autocast::set_autocast_dtype(device, half ? at::kHalf : at::kBFloat16);
+        at::autocast::set_autocast_enabled(device, true);
+        at::autocast::increment_nesting();
+    });
+}
+
+void diffusion_shim_autocast_leave(const diffusion_shim_autocast *before) {
+    char *error = guarded([&] {
+        const auto device = static_cast<at::DeviceType>(before->device_type);
+        // The cache holds casts of weights that the optimizer is about to change.
+        if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
+        at::autocast::set_autocast_enabled(device, before->enabled);
+        at::autocast::set_autocast_dtype(device, static_cast<at::ScalarType>(before->dtype));
+    });
+    if (error != nullptr) diffusion_shim_free(error);
+}
+
+char *diffusion_shim_own_stream(int32_t device_index) {
+    return guarded([&] {
+        const c10::impl::VirtualGuardImpl guard(c10::DeviceType::CUDA);
+        const c10::Device device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(device_index));
+        guard.setDevice(device);
+        guard.exchangeStream(guard.getStreamFromGlobalPool(device));
+    });
+}

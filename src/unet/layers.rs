@@ -1,0 +1,109 @@
+//! The three layers with weights, each a few lines over libtorch's own operator.
+//!
+//! The fields are visible to the crate, since an inference plan is made by reading a network's layers.
+
+use tch::Tensor;
+
+use super::config::Activation;
+use super::parameters::Init;
+use super::scope::Scope;
+use crate::error::Result;
+
+/// A 2-d convolution: `weight` [out, in, k, k], `bias` [out].
+#[derive(Debug)]
+pub(crate) struct Conv2d {
+    pub(crate) weight: Tensor,
+    pub(crate) bias: Tensor,
+    pub(crate) stride: i64,
+    pub(crate) padding: i64,
+}
+
+impl Conv2d {
+    /// A `k`×`k` convolution with stride 1 that keeps height and width (`k` is odd).
+    pub(super) fn same(scope: &Scope, inputs: usize, outputs: usize, k: usize) -> Result<Self> {
+        Self::build(scope, inputs, outputs, k, 1, k / 2)
+    }
+
+    /// A `k`×`k` convolution with any stride and zero padding on all four sides.
+    pub(super) fn build(
+        scope: &Scope,
+        inputs: usize,
+        outputs: usize,
+        k: usize,
+        stride: usize,
+        padding: usize,
+    ) -> Result<Self> {
+        let init = Init::fan_in(inputs * k * k);
+        Ok(Conv2d {
+            weight: scope.parameter("weight", &[outputs, inputs, k, k], init)?,
+            bias: scope.parameter("bias", &[outputs], init)?,
+            stride: stride as i64,
+            padding: padding as i64,
+        })
+    }
+
+    /// [B, in, H, W] -> [B, out, H', W']
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
+        Ok(x.f_conv2d(&self.weight, Some(&self.bias), stride, padding, [1, 1], 1)?)
+    }
+}
+
+/// x · weightᵀ + bias: `weight` [out, in], `bias` [out].
+#[derive(Debug)]
+pub(crate) struct Linear {
+    pub(crate) weight: Tensor,
+    pub(crate) bias: Tensor,
+}
+
+impl Linear {
+    pub(super) fn build(scope: &Scope, inputs: usize, outputs: usize) -> Result<Self> {
+        let init = Init::fan_in(inputs);
+        Ok(Linear {
+            weight: scope.parameter("weight", &[outputs, inputs], init)?,
+            bias: scope.parameter("bias", &[outputs], init)?,
+        })
+    }
+
+    /// [.., in] -> [.., out]
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.f_linear(&self.weight, Some(&self.bias))?)
+    }
+}
+
+/// Group normalisation (Wu and He 2018, arXiv 1803.08494): `weight` [C], `bias` [C].
+#[derive(Debug)]
+pub(crate) struct GroupNorm {
+    pub(crate) weight: Tensor,
+    pub(crate) bias: Tensor,
+    pub(crate) groups: i64,
+    pub(crate) eps: f64,
+}
+
+impl GroupNorm {
+    pub(super) fn build(scope: &Scope, channels: usize, groups: usize, eps: f64) -> Result<Self> {
+        Ok(GroupNorm {
+            weight: scope.parameter("weight", &[channels], Init::Ones)?,
+            bias: scope.parameter("bias", &[channels], Init::Zeros)?,
+            groups: groups as i64,
+            eps,
+        })
+    }
+
+    /// [B, C, H, W] -> the same shape
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.f_group_norm(self.groups, Some(&self.weight), Some(&self.bias), self.eps, true)?)
+    }
+}
+
+impl Activation {
+    /// The function, element by element.
+    pub(crate) fn forward(self, x: &Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Activation::Silu => x.f_silu(),
+            Activation::Mish => x.f_mish(),
+            Activation::Gelu => x.f_gelu("none"),
+            Activation::Relu => x.f_relu(),
+        }?)
+    }
+}
