@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     header(&out.join("diffusion.h"));
-    let libtorch = PathBuf::from(env::var_os("LIBTORCH").expect(
-        "LIBTORCH must name a libtorch 2.11.0 folder: `make libtorch` fetches one (see README.md)",
-    ));
+    let libtorch =
+        PathBuf::from(env::var_os("LIBTORCH").expect(
+            "LIBTORCH must name a libtorch 2.11.0 folder: `make libtorch` fetches one (see README.md)",
+        ));
     shim(&libtorch);
     link(&libtorch);
 }

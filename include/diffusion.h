@@ -442,15 +442,17 @@ typedef struct diffusion_config {
      */
     int32_t device;
     /**
-     * Which CUDA device, from 0. Default 0.
+     * Which CUDA device, in 0..=1023. Default 0.
      */
     int32_t device_index;
     /**
-     * Threads that a CPU process computes with, 1..=1024, or 0: as many as libtorch chooses, one a core. Default 0.
+     * Threads that a CPU process computes with, 1..=1024, or 0: as many as libtorch chooses, one a core. Where other
+     * programs keep the cores busy, fewer threads or OMP_WAIT_POLICY=passive in the environment are faster. Default 0.
      */
     int32_t num_threads;
     /**
-     * The most images in one evaluation of the network when sampling, 1..=65536, or 0: chosen by device. Default 0.
+     * The most images in one evaluation of the network when sampling, 1..=65536, or 0: 64 on the CPU, 256 on CUDA.
+     * Default 0.
      */
     int32_t max_batch;
     /**
@@ -468,8 +470,8 @@ typedef struct diffusion_config {
      */
     int32_t attention_levels;
     /**
-     * Channels of an attention head, a divisor of the channels of each level that has attention; 0: one head.
-     * Default 0.
+     * Channels of an attention head, a divisor of the channels of each level that has attention, the middle's
+     * included; 0: one head. Default 0.
      */
     int32_t attention_head_dim;
     /**
@@ -657,7 +659,7 @@ extern "C" {
 #endif // __cplusplus
 
 /**
- * A short lower-case English name of a status, e.g. "buffer size"; "unknown status" for any other number. Never
+ * A short lower-case English name of a status, e.g. "invalid handle"; "unknown status" for any other number. Never
  * NULL, never freed, valid for ever.
  */
 const char *diffusion_status_string(int32_t status);

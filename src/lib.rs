@@ -21,6 +21,7 @@ pub mod capi;
 pub mod checkpoint;
 pub mod engine;
 pub mod error;
+mod memory;
 pub mod noise;
 mod panics;
 pub mod pixels;

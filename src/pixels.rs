@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use crate::{Error, Result};
+use crate::{memory, Error, Result};
 
 /// A format of finished images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,9 +40,7 @@ impl Format {
         let plane = size * size;
         let count = images.len() / (channels * plane).max(1);
         let bytes = count * plane * per_pixel;
-        let mut out = Vec::new();
-        out.try_reserve_exact(bytes)
-            .map_err(|_| Error::OutOfMemory(format!("{bytes} bytes for {count} images cannot be allocated")))?;
+        let mut out = memory::with_capacity(bytes)?;
         match self {
             Format::F32 => out.extend(images.iter().flat_map(|value| value.to_ne_bytes())),
             Format::F16 => out.extend(images.iter().flat_map(|&value| f16::from_f32(value).to_ne_bytes())),

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::{self, SchedulerConfig, TrainingState};
+use crate::memory;
 use crate::noise::{Domain, Stream};
 use crate::pixels::Format;
 use crate::sampler::SamplerParams;
@@ -56,7 +57,8 @@ pub struct ProcessConfig {
     pub device: DeviceChoice,
     /// CPU threads to compute with; 0: libtorch's choice.
     pub num_threads: usize,
-    /// Most images in one evaluation of the network when sampling; 0: chosen by device.
+    /// Most images in one evaluation of the network when sampling; 0: 64 on the CPU, where larger batches only make
+    /// everyone wait, and 256 on CUDA, which wants to be filled.
     pub max_batch: usize,
     /// Determines the initial weights and all randomness of training.
     pub seed: u64,
@@ -83,6 +85,20 @@ impl ProcessConfig {
         Ok(())
     }
 
+    /// Replaces what was left open by what was chosen.
+    fn resolve(&mut self, device: Device) {
+        self.device = match device {
+            Device::Cuda(index) => DeviceChoice::Cuda(index as i32),
+            _ => DeviceChoice::Cpu,
+        };
+        if self.num_threads == 0 {
+            self.num_threads = tch::get_num_threads().max(1) as usize;
+        }
+        if self.max_batch == 0 {
+            self.max_batch = if device.is_cuda() { 256 } else { 64 };
+        }
+    }
+
     /// Height and width of the images.
     pub fn image_size(&self) -> usize {
         self.unet.sample_size
@@ -99,13 +115,15 @@ impl ProcessConfig {
     }
 
     /// Bytes of a number of images in a format, overflow-checked.
-    pub fn result_bytes(&self, format: Format, count: usize) -> Result<usize> {
+    /// `name` is the argument that `count` came in, for the message.
+    pub fn result_bytes(&self, name: &str, format: Format, count: usize) -> Result<usize> {
         let plane = self.image_size() * self.image_size();
         let each = plane * format.bytes_per_pixel(self.channels())?;
-        count.checked_mul(each).filter(|&bytes| bytes <= isize::MAX as usize).ok_or_else(|| {
-            let most = isize::MAX as usize / each;
-            Error::argument("the number of images", count, format!("in 1..={most}, or their size overflows"))
-        })
+        let most = isize::MAX as usize / each;
+        if !(1..=most).contains(&count) {
+            return Err(Error::argument(name, count, format!("in 1..={most}")));
+        }
+        Ok(count * each)
     }
 
     /// The shape of one image in a format, for messages.
@@ -244,7 +262,8 @@ impl DiffusionProcess {
         Ok(process)
     }
 
-    fn assemble(config: ProcessConfig, parameters: Parameters, device: Device) -> Result<Self> {
+    fn assemble(mut config: ProcessConfig, parameters: Parameters, device: Device) -> Result<Self> {
+        config.resolve(device);
         let schedule = NoiseSchedule::new(&config.scheduler.schedule)?;
         let trainer = Trainer::new(&config.unet, parameters, &config.training, device)?;
         let model = DiffusionModel::new(&config.unet, trainer.sampling_parameters())?;
@@ -258,7 +277,12 @@ impl DiffusionProcess {
         let trainer = &self.trainer;
         let mut tensors = Vec::new();
         if trainer.ema.is_some() {
-            tensors.extend(trainer.parameters.trainable().map(|(name, t)| (format!("weights.{name}"), t.shallow_clone())));
+            tensors.extend(
+                trainer
+                    .parameters
+                    .trainable()
+                    .map(|(name, t)| (format!("weights.{name}"), t.shallow_clone())),
+            );
         }
         let averages = [("exp_avg", &trainer.adam.exp_avg), ("exp_avg_sq", &trainer.adam.exp_avg_sq)];
         for (kind, values) in averages {
@@ -287,7 +311,13 @@ impl DiffusionProcess {
     }
 
     /// Takes over the training state of a checkpoint whose sampling weights are in place already.
-    fn restore(&mut self, path: &Path, state: TrainingState, meta: TrainingMeta, saved: &TrainingConfig) -> Result<()> {
+    fn restore(
+        &mut self,
+        path: &Path,
+        state: TrainingState,
+        meta: TrainingMeta,
+        saved: &TrainingConfig,
+    ) -> Result<()> {
         let (device, trainer) = (self.device, &mut self.trainer);
         let mut found: std::collections::HashMap<String, Tensor> = state.tensors.into_iter().collect();
         let names: Vec<String> = trainer.parameters.trainable().map(|(name, _)| name.to_owned()).collect();
@@ -298,7 +328,10 @@ impl DiffusionProcess {
             };
             if value.size() != into.size() {
                 let (got, need) = (value.size(), into.size());
-                return Err(Error::format(path, format!("{key} of the training state is {got:?}: must be {need:?}")));
+                return Err(Error::format(
+                    path,
+                    format!("{key} of the training state is {got:?}: must be {need:?}"),
+                ));
             }
             into.shallow_clone().f_copy_(&value)?;
             Ok(())
@@ -307,7 +340,8 @@ impl DiffusionProcess {
             if let (true, Some(weights)) = (saved.ema_decay > 0.0, trainer.parameters.get(name)) {
                 take_into("weights", name, weights)?;
             }
-            if let (Some(first), Some(second)) = (trainer.adam.exp_avg.get(i), trainer.adam.exp_avg_sq.get(i)) {
+            if let (Some(first), Some(second)) = (trainer.adam.exp_avg.get(i), trainer.adam.exp_avg_sq.get(i))
+            {
                 take_into("exp_avg", name, first)?;
                 take_into("exp_avg_sq", name, second)?;
             }
@@ -344,7 +378,10 @@ impl DiffusionProcess {
     /// Names and shapes of the U-Net's parameters, in diffusers' order.
     pub fn parameter_infos(&self) -> Vec<ParameterInfo> {
         let parameters = &self.trainer.parameters;
-        parameters.iter().map(|(name, value)| ParameterInfo { name: name.to_owned(), shape: value.size() }).collect()
+        parameters
+            .iter()
+            .map(|(name, value)| ParameterInfo { name: name.to_owned(), shape: value.size() })
+            .collect()
     }
 
     /// Warnings since the last call.
@@ -357,7 +394,8 @@ impl DiffusionProcess {
     pub fn add_noise(&self, images: &[f32], timesteps: &[i64], seed: u64) -> Result<Noised> {
         self.config.check_timesteps(timesteps)?;
         let images = self.to_tensor(images)?;
-        let streams: Vec<Stream> = (0..timesteps.len() as u64).map(|i| Stream::new(Domain::Sample, seed, i)).collect();
+        let streams: Vec<Stream> =
+            (0..timesteps.len() as u64).map(|i| Stream::new(Domain::Sample, seed, i)).collect();
         let noise = self.normal(&streams, 0)?;
         let noisy = self.schedule.add_noise(&images, &noise, timesteps)?;
         Ok(Noised { noisy: to_vec(&noisy)?, noise: to_vec(&noise)? })
@@ -394,7 +432,7 @@ impl DiffusionProcess {
 
     /// Standard normal noise for each stream: draw number `draw` of its own; `[streams, channels, height, width]`.
     pub fn normal(&self, streams: &[Stream], draw: u32) -> Result<Tensor> {
-        let mut values = vec![0f32; streams.len() * self.config.image_len()];
+        let mut values = memory::zeroed(streams.len() * self.config.image_len())?;
         for (stream, image) in streams.iter().zip(values.chunks_exact_mut(self.config.image_len())) {
             stream.fill_normal(draw, image);
         }
@@ -453,7 +491,11 @@ impl DiffusionProcess {
         let _no_grad = GradGuard::set(false);
         let mut to = self.weight(weights, name)?.shallow_clone();
         if values.len() != to.numel() {
-            return Err(Error::argument("the number of values", values.len(), format!("{} for {name}", to.numel())));
+            return Err(Error::argument(
+                "the number of values",
+                values.len(),
+                format!("{} for {name}", to.numel()),
+            ));
         }
         to.f_copy_(&Tensor::f_from_slice(values)?.f_view(to.size().as_slice())?)?;
         Ok(())
@@ -482,7 +524,7 @@ pub fn unknown_parameter(name: &str) -> Error {
 /// Copies a tensor to the host as f32.
 pub fn to_vec(tensor: &Tensor) -> Result<Vec<f32>> {
     let tensor = tensor.f_to_kind(Kind::Float)?.f_to_device(Device::Cpu)?.f_contiguous()?;
-    let mut values = vec![0f32; tensor.numel()];
+    let mut values = memory::zeroed(tensor.numel())?;
     tensor.f_copy_data(&mut values, tensor.numel())?;
     Ok(values)
 }

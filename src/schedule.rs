@@ -4,7 +4,7 @@
 //! diffusion probabilistic models", arXiv 2006.11239, equation 4). Timesteps count from 0: abar_0 already holds one
 //! step of noise. Everything is computed and kept in f64; f32 is what leaves the module.
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use crate::{Error, Result};
 
@@ -134,7 +134,10 @@ impl NoiseSchedule {
         let alpha_cumprod: Vec<f64> = log_alpha_cumprod.iter().map(|log| log.exp()).collect();
         NoiseSchedule {
             sqrt_alpha_cumprod: alpha_cumprod.iter().map(|abar| abar.sqrt()).collect(),
-            sqrt_one_minus_alpha_cumprod: log_alpha_cumprod.iter().map(|log| (-log.exp_m1()).sqrt()).collect(),
+            sqrt_one_minus_alpha_cumprod: log_alpha_cumprod
+                .iter()
+                .map(|log| (-log.exp_m1()).sqrt())
+                .collect(),
             beta_schedule,
             alphas,
             alpha_cumprod,
@@ -196,7 +199,9 @@ impl NoiseSchedule {
         match (low, high) {
             (Some(&low), _) if weight == 0.0 => Ok(low),
             (Some(&low), Some(&high)) => Ok(log_alpha_cumprod_of(between(spread(low), spread(high), weight))),
-            _ => Err(Error::argument("timestep", timestep, format_args!("in 0..={}", self.noise_steps() - 1))),
+            _ => {
+                Err(Error::argument("timestep", timestep, format_args!("in 0..={}", self.noise_steps() - 1)))
+            }
         }
     }
 
@@ -248,7 +253,11 @@ impl NoiseSchedule {
         }
         let batch = shape.first().copied().unwrap_or_default();
         if usize::try_from(batch) != Ok(timesteps.len()) {
-            return Err(Error::argument("the number of timesteps", timesteps.len(), format_args!("{batch}, one per image")));
+            return Err(Error::argument(
+                "the number of timesteps",
+                timesteps.len(),
+                format_args!("{batch}, one per image"),
+            ));
         }
         let mut values = Vec::with_capacity(2 * timesteps.len());
         for table in [&self.sqrt_alpha_cumprod, &self.sqrt_one_minus_alpha_cumprod] {
@@ -257,13 +266,13 @@ impl NoiseSchedule {
                 values.push(table.get(index).copied().unwrap_or_default() as f32);
             }
         }
-        let mut column = vec![1; shape.len() + 1];
-        column[0] = 2;
-        if let Some(second) = column.get_mut(1) {
-            *second = batch;
-        }
+        let mut column = vec![2, batch];
+        column.resize(shape.len() + 1, 1);
         // One small copy to the device for both.
-        let both = Tensor::f_from_slice(&values)?.f_to_device(images.device())?.f_to_kind(images.kind())?.f_view(&column[..])?;
+        let both = Tensor::f_from_slice(&values)?
+            .f_to_device(images.device())?
+            .f_to_kind(images.kind())?
+            .f_view(&column[..])?;
         Ok((both.f_select(0, 0)?, both.f_select(0, 1)?))
     }
 
@@ -303,14 +312,20 @@ fn betas(config: &ScheduleConfig) -> Result<Vec<f64>> {
         return Err(Error::argument("beta_end", end, "in (0, 1)"));
     }
     if !(MIN_BETA..end).contains(&start) {
-        return Err(Error::argument("beta_start", start, format_args!("in (0, beta_end), and beta_end is {end}")));
+        return Err(Error::argument(
+            "beta_start",
+            start,
+            format_args!("in (0, beta_end), and beta_end is {end}"),
+        ));
     }
     // From 0 at the first timestep to 1 at the last; a single timestep is the first.
     let along = |t: usize| t as f64 / (steps.max(2) - 1) as f64;
     let beta = |t: usize| match &config.kind {
         BetaSchedule::Linear => start + (end - start) * along(t),
         BetaSchedule::ScaledLinear => (start.sqrt() + (end.sqrt() - start.sqrt()) * along(t)).powi(2),
-        BetaSchedule::CosineRamp => start + (end - start) * 0.5 * (1.0 - (std::f64::consts::PI * along(t)).cos()),
+        BetaSchedule::CosineRamp => {
+            start + (end - start) * 0.5 * (1.0 - (std::f64::consts::PI * along(t)).cos())
+        }
         BetaSchedule::Sigmoid => start + (end - start) / (1.0 + (6.0 - 12.0 * along(t)).exp()),
         BetaSchedule::Cosine | BetaSchedule::Given(_) => {
             let abar = |t: usize| {
@@ -325,7 +340,11 @@ fn betas(config: &ScheduleConfig) -> Result<Vec<f64>> {
 
 fn checked(given: &[f64], steps: usize) -> Result<Vec<f64>> {
     if given.len() != steps {
-        return Err(Error::argument("the number of betas", given.len(), format_args!("noise_steps, which is {steps}")));
+        return Err(Error::argument(
+            "the number of betas",
+            given.len(),
+            format_args!("noise_steps, which is {steps}"),
+        ));
     }
     match given.iter().enumerate().find(|(_, beta)| !(MIN_BETA..=1.0).contains(*beta)) {
         Some((t, beta)) => Err(Error::argument(&format!("betas[{t}]"), beta, "in (0, 1]")),
@@ -343,17 +362,21 @@ fn rescale_zero_terminal_snr(betas: &[f64]) -> Result<Vec<f64>> {
         return Ok(vec![1.0]);
     }
     if last >= first {
-        return Err(Error::argument("beta_end", "too small", "large enough that abar falls, to rescale to zero SNR"));
+        return Err(Error::argument(
+            "beta_end",
+            "too small",
+            "large enough that abar falls, to rescale to zero SNR",
+        ));
     }
     let abar: Vec<f64> = roots.iter().map(|root| ((root - last) * first / (first - last)).powi(2)).collect();
     let mut before = 1.0;
-    let rescaled = abar.iter().map(|&abar| {
+    let mut rescaled = Vec::with_capacity(betas.len());
+    for abar in abar {
         // Past the point where nothing is left there is nothing to divide by, and every beta is 1.
-        let beta = if before > 0.0 { 1.0 - abar / before } else { 1.0 };
+        rescaled.push(if before > 0.0 { 1.0 - abar / before } else { 1.0 });
         before = abar;
-        beta
-    });
-    Ok(rescaled.collect())
+    }
+    Ok(rescaled)
 }
 
 /// The running result of `fold` over `values`.
@@ -369,4 +392,209 @@ fn running(values: &[f64], start: f64, fold: impl Fn(f64, f64) -> f64) -> Vec<f6
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    fn schedule(kind: BetaSchedule, beta_start: f64, beta_end: f64, noise_steps: usize) -> NoiseSchedule {
+        let config =
+            ScheduleConfig { kind, beta_start, beta_end, noise_steps, rescale_zero_terminal_snr: false };
+        NoiseSchedule::new(&config).expect("a valid schedule")
+    }
+
+    fn refused(config: ScheduleConfig) -> String {
+        NoiseSchedule::new(&config).expect_err("an invalid schedule").to_string()
+    }
+
+    #[track_caller]
+    fn close(got: f64, wanted: f64, tolerance: f64) {
+        assert!((got - wanted).abs() <= tolerance, "{got} is not {wanted}");
+    }
+
+    #[test]
+    fn formulas_at_single_points() {
+        let linear = schedule(BetaSchedule::Linear, 1e-4, 0.02, 1000);
+        close(linear.beta_schedule[0], 1e-4, 1e-18);
+        close(linear.beta_schedule[999], 0.02, 1e-16);
+        close(linear.beta_schedule[500], 1e-4 + 500.0 * 0.0199 / 999.0, 1e-16);
+        let scaled = schedule(BetaSchedule::ScaledLinear, 0.00085, 0.012, 1000);
+        let root = 0.00085f64.sqrt() + 250.0 / 999.0 * (0.012f64.sqrt() - 0.00085f64.sqrt());
+        close(scaled.beta_schedule[250], root * root, 1e-16);
+        let ramp = schedule(BetaSchedule::CosineRamp, 1e-4, 0.02, 101);
+        close(ramp.beta_schedule[50], (1e-4 + 0.02) / 2.0, 1e-16);
+        close(ramp.beta_schedule[100], 0.02, 1e-16);
+        let sigmoid = schedule(BetaSchedule::Sigmoid, 1e-4, 0.02, 101);
+        close(sigmoid.beta_schedule[50], (1e-4 + 0.02) / 2.0, 1e-16);
+        close(sigmoid.beta_schedule[0], 1e-4 + 0.0199 / (1.0 + 6f64.exp()), 1e-16);
+    }
+
+    #[test]
+    fn cosine_is_the_papers_between_its_clips() {
+        let cosine = schedule(BetaSchedule::Cosine, 1e-12, 0.999, 1000);
+        let f = |u: f64| ((u + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2).cos().powi(2);
+        for t in [0usize, 1, 10, 499, 900, 998] {
+            // The products of the betas telescope to the paper's abar.
+            close(cosine.alpha_cumprod[t], f((t + 1) as f64 / 1000.0) / f(0.0), 1e-14);
+        }
+        assert_eq!(cosine.beta_schedule[999], 0.999);
+        // The lower clip only touches the first timesteps: 4.13e-5 becomes 1e-4.
+        let clipped = schedule(BetaSchedule::Cosine, 1e-4, 0.999, 1000);
+        assert_eq!(clipped.beta_schedule[0], 1e-4);
+        assert_eq!(clipped.beta_schedule[500], cosine.beta_schedule[500]);
+    }
+
+    #[test]
+    fn tables_agree_with_their_definitions() {
+        for kind in [BetaSchedule::Linear, BetaSchedule::Cosine, BetaSchedule::Sigmoid] {
+            let schedule = schedule(kind, 1e-4, 0.02, 300);
+            let mut product = 1.0;
+            for t in 0..300 {
+                product *= 1.0 - schedule.beta_schedule[t];
+                assert_eq!(schedule.alphas[t], 1.0 - schedule.beta_schedule[t]);
+                close(schedule.alpha_cumprod[t], product, 1e-14);
+                close(schedule.sqrt_alpha_cumprod[t], product.sqrt(), 1e-14);
+                close(schedule.sqrt_one_minus_alpha_cumprod[t], (1.0 - product).sqrt(), 1e-12);
+                close(
+                    schedule.snr(t as i64).expect("in range"),
+                    product / (1.0 - product),
+                    1e-9 / (1.0 - product),
+                );
+            }
+            assert_eq!(schedule.table(ScheduleTable::AlphaCumprod)[7], schedule.alpha_cumprod[7] as f32);
+            assert_eq!(schedule.table(ScheduleTable::Betas).len(), schedule.noise_steps());
+        }
+    }
+
+    #[test]
+    fn the_end_of_the_known_schedules() {
+        // NUMERICS.md's figures: linear .0064, cosine with beta_end 0.02 .0565, .26, .44, .63.
+        close(schedule(BetaSchedule::Linear, 1e-4, 0.02, 1000).terminal_signal(), 0.0064, 5e-5);
+        for (steps, signal) in [(1000, 0.0565), (200, 0.26), (100, 0.44), (50, 0.63)] {
+            let clipped = schedule(BetaSchedule::Cosine, 1e-4, 0.02, steps);
+            close(clipped.terminal_signal(), signal, 5e-3);
+            assert_eq!(clipped.warning().is_some(), steps < 1000);
+        }
+        assert!(schedule(BetaSchedule::Cosine, 1e-4, 0.02, 50).warning().expect("far off").contains("0.63"));
+        for noise_steps in [1, 2, 3, 10, 50, 1000, 4000] {
+            let cosine =
+                NoiseSchedule::new(&ScheduleConfig { noise_steps, ..Default::default() }).expect("valid");
+            assert_eq!(cosine.warning(), None, "{noise_steps} steps");
+        }
+    }
+
+    #[test]
+    fn zero_terminal_snr_ends_at_zero_and_starts_where_it_did() {
+        for kind in [BetaSchedule::Linear, BetaSchedule::Cosine, BetaSchedule::ScaledLinear] {
+            for noise_steps in [2, 10, 1000] {
+                let config = ScheduleConfig { kind: kind.clone(), noise_steps, ..Default::default() };
+                let plain = NoiseSchedule::new(&config).expect("valid");
+                let config = ScheduleConfig { rescale_zero_terminal_snr: true, ..config };
+                let rescaled = NoiseSchedule::new(&config).expect("valid");
+                assert_eq!(rescaled.terminal_signal(), 0.0);
+                close(rescaled.alpha_cumprod[0], plain.alpha_cumprod[0], 1e-12);
+                let (first, last) = (plain.sqrt_alpha_cumprod[0], plain.terminal_signal());
+                let middle = (plain.sqrt_alpha_cumprod[noise_steps / 2] - last) * first / (first - last);
+                close(rescaled.sqrt_alpha_cumprod[noise_steps / 2], middle, 1e-12);
+            }
+        }
+        let one = ScheduleConfig { noise_steps: 1, rescale_zero_terminal_snr: true, ..Default::default() };
+        assert_eq!(NoiseSchedule::new(&one).expect("valid").alpha_cumprod, [0.0]);
+    }
+
+    #[test]
+    fn nothing_is_nan_at_the_edges() {
+        let kinds = [
+            schedule(BetaSchedule::Linear, 1e-4, 0.02, 100_000),
+            schedule(BetaSchedule::Linear, 0.5, 0.9, 2000),
+            schedule(BetaSchedule::Linear, 1e-19, 1e-18, 10),
+            schedule(BetaSchedule::Given(vec![1.0, 1.0, 0.5]), 0.0, 0.0, 3),
+        ];
+        for schedule in &kinds {
+            for table in [&schedule.alpha_cumprod, &schedule.sqrt_one_minus_alpha_cumprod, &schedule.alphas] {
+                assert!(table.iter().all(|value| (0.0..=1.0).contains(value)));
+            }
+            assert!(schedule.sqrt_one_minus_alpha_cumprod[0] > 0.0);
+        }
+        for kind in [BetaSchedule::Linear, BetaSchedule::CosineRamp, BetaSchedule::ScaledLinear] {
+            close(schedule(kind, 1e-4, 0.02, 1).beta_schedule[0], 1e-4, 1e-18);
+        }
+    }
+
+    #[test]
+    fn refusals_name_argument_value_and_range() {
+        let with = |beta_start, beta_end| {
+            refused(ScheduleConfig { kind: BetaSchedule::Linear, beta_start, beta_end, ..Default::default() })
+        };
+        assert_eq!(with(0.5, 0.02), "beta_start is 0.5: must be in (0, beta_end), and beta_end is 0.02");
+        assert_eq!(with(0.02, 0.02), "beta_start is 0.02: must be in (0, beta_end), and beta_end is 0.02");
+        assert_eq!(with(0.0, 0.02), "beta_start is 0: must be in (0, beta_end), and beta_end is 0.02");
+        assert_eq!(with(f64::NAN, 0.02), "beta_start is NaN: must be in (0, beta_end), and beta_end is 0.02");
+        assert_eq!(with(1e-4, 1.0), "beta_end is 1: must be in (0, 1)");
+        assert_eq!(with(1e-4, f64::NAN), "beta_end is NaN: must be in (0, 1)");
+        assert_eq!(with(1e-4, f64::INFINITY), "beta_end is inf: must be in (0, 1)");
+        for (noise_steps, start) in [(0, "noise_steps is 0"), (100_001, "noise_steps is 100001")] {
+            let text = refused(ScheduleConfig { noise_steps, ..Default::default() });
+            assert_eq!(text, format!("{start}: must be in 1..=100000"));
+        }
+        let given = |betas: Vec<f64>| {
+            refused(ScheduleConfig { kind: BetaSchedule::Given(betas), noise_steps: 2, ..Default::default() })
+        };
+        assert_eq!(given(vec![0.1]), "the number of betas is 1: must be noise_steps, which is 2");
+        assert_eq!(given(vec![0.1, 0.0]), "betas[1] is 0: must be in (0, 1]");
+        assert_eq!(given(vec![f64::NAN, 0.1]), "betas[0] is NaN: must be in (0, 1]");
+    }
+
+    #[test]
+    fn between_timesteps_sigma_is_a_straight_line() {
+        let schedule = schedule(BetaSchedule::Linear, 1e-4, 0.02, 10);
+        let sigma = |t: f64| {
+            let abar = schedule.alpha_cumprod_at(t).expect("in range");
+            ((1.0 - abar) / abar).sqrt()
+        };
+        for t in [0.0, 3.0, 8.0] {
+            close(sigma(t + 0.25), 0.75 * sigma(t) + 0.25 * sigma(t + 1.0), 1e-12);
+        }
+        assert_eq!(schedule.alpha_cumprod_at(9.0).expect("in range"), schedule.alpha_cumprod[9]);
+        for outside in [-0.1, 9.1, 10.0, 1e300, f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            let text = schedule.alpha_cumprod_at(outside).expect_err("outside").to_string();
+            assert_eq!(text, format!("timestep is {outside}: must be in 0..=9"));
+        }
+        assert!(schedule.snr(-1).is_err() && schedule.snr(10).is_err());
+    }
+
+    #[test]
+    fn add_noise_and_velocity_image_by_image() {
+        let schedule = schedule(BetaSchedule::Linear, 1e-4, 0.02, 1000);
+        let images =
+            Tensor::linspace(-1.0, 1.0, 3 * 2 * 4 * 4, (Kind::Double, Device::Cpu)).view([3, 2, 4, 4]);
+        let noise = images.sin() * 2.0;
+        let timesteps = [0, 500, 999];
+        let noisy = schedule.add_noise(&images, &noise, &timesteps).expect("noise");
+        let velocity = schedule.velocity(&images, &noise, &timesteps).expect("velocity");
+        for (row, &t) in timesteps.iter().enumerate() {
+            // The coefficients are rounded to f32, once.
+            let signal = f64::from(schedule.sqrt_alpha_cumprod[t as usize] as f32);
+            let spread = f64::from(schedule.sqrt_one_minus_alpha_cumprod[t as usize] as f32);
+            let (x0, eps) = (images.get(row as i64), noise.get(row as i64));
+            let expected = &x0 * signal + &eps * spread;
+            assert!((expected - noisy.get(row as i64)).abs().max().double_value(&[]) < 1e-15);
+            let expected = &eps * signal - &x0 * spread;
+            assert!((expected - velocity.get(row as i64)).abs().max().double_value(&[]) < 1e-15);
+        }
+    }
+
+    #[test]
+    fn add_noise_refuses_what_does_not_fit() {
+        let schedule = schedule(BetaSchedule::Linear, 1e-4, 0.02, 1000);
+        let images = Tensor::zeros([2, 1, 2, 2], (Kind::Float, Device::Cpu));
+        let text =
+            |timesteps: &[i64]| schedule.add_noise(&images, &images, timesteps).expect_err("bad").to_string();
+        assert_eq!(text(&[0, 1000]), "timesteps[1] is 1000: must be in 0..=999");
+        assert_eq!(text(&[-1, 0]), "timesteps[0] is -1: must be in 0..=999");
+        assert_eq!(text(&[0]), "the number of timesteps is 1: must be 2, one per image");
+        let single = images.get(0);
+        let text = schedule.add_noise(&images, &single, &[0, 0]).expect_err("bad").to_string();
+        assert_eq!(text, "the shape of noise is [1, 2, 2]: must be that of images, [2, 1, 2, 2]");
+    }
+}

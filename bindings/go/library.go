@@ -31,9 +31,15 @@ func open() error {
 	if isOpen() {
 		return nil
 	}
-	path, err := find(os.Getenv("DIFFUSION_LIB"), os.Executable)
-	if err != nil {
-		return err
+	if !haveABI {
+		return abiOpen("")
+	}
+	var path string
+	if !linked {
+		var err error
+		if path, err = find(os.Getenv("DIFFUSION_LIB"), os.Executable); err != nil {
+			return err
+		}
 	}
 	if err := abiOpen(path); err != nil {
 		return err

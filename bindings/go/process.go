@@ -4,7 +4,6 @@ package diffusion
 
 import (
 	"context"
-	"errors"
 	"image"
 	"runtime"
 	"sync"
@@ -269,11 +268,6 @@ func (p *Process) SetLog(receive func(level LogLevel, message string)) error {
 		}
 		s.log.release()
 		s.log = sink
-		if s.handle.Load() == 0 {
-			// Closed meanwhile; its Close may have been here before us.
-			s.log.release()
-			s.log = nil
-		}
 		return nil
 	})
 	sink.settled()
@@ -630,6 +624,3 @@ func (p *Process) WriteParameter(ctx context.Context, weights Weights, name stri
 		return abiParameterWrite(handle, weights, name, values)
 	})
 }
-
-// isCancelled is errors.Is for the one status that is asked for often.
-func isCancelled(err error) bool { return errors.Is(err, ErrCancelled) }

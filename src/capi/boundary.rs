@@ -66,28 +66,48 @@ fn check_fork() -> Result<()> {
     }
 }
 
-/// A caller's array, to be read. NULL is allowed for an empty one only.
+/// The length that an array must have, and what it is the length of.
+#[derive(Clone)]
+pub(crate) struct Need {
+    /// Overflow-checked: an array of that many values can exist.
+    pub(crate) len: usize,
+    pub(crate) why: String,
+}
+
+impl Need {
+    pub(crate) fn new(len: usize, why: impl Into<String>) -> Self {
+        Need { len, why: why.into() }
+    }
+
+    fn check<T>(&self, name: &'static str, pointer: *const T, len: usize) -> Result<()> {
+        if pointer.is_null() {
+            return Err(Error::NullPointer(name, "the array"));
+        }
+        if len != self.len {
+            let why = self.why.clone();
+            return Err(Error::BufferSize { name: length_name(name), got: len, need: self.len, why });
+        }
+        if !pointer.is_aligned() {
+            let align = std::mem::align_of::<T>();
+            return Err(Error::argument(name, format!("{pointer:p}"), format!("a multiple of {align}")));
+        }
+        Ok(())
+    }
+}
+
+/// A caller's array, copied.
 ///
 /// # Safety
 /// `pointer` is NULL or valid for reads of `len` values, which nobody changes during the call.
-pub(crate) unsafe fn input<'a, T>(name: &'static str, pointer: *const T, len: usize) -> Result<&'a [T]> {
-    check_extent(name, pointer, len)?;
+pub(crate) unsafe fn input<T: Copy>(
+    name: &'static str,
+    pointer: *const T,
+    len: usize,
+    need: &Need,
+) -> Result<Vec<T>> {
+    need.check(name, pointer, len)?;
     // SAFETY: not NULL, aligned and of a possible size, as just checked; the caller vouches for the rest.
-    Ok(unsafe { std::slice::from_raw_parts(pointer, len) })
-}
-
-fn check_extent<T>(name: &'static str, pointer: *const T, len: usize) -> Result<()> {
-    if pointer.is_null() {
-        return Err(Error::NullPointer(name, "the array"));
-    }
-    if !pointer.is_aligned() {
-        let align = std::mem::align_of::<T>();
-        return Err(Error::argument(name, format!("{pointer:p}"), format!("a multiple of {align}")));
-    }
-    match len.checked_mul(std::mem::size_of::<T>()) {
-        Some(bytes) if bytes <= isize::MAX as usize => Ok(()),
-        _ => Err(Error::argument(&format!("{name}'s length"), len, "a possible array's")),
-    }
+    crate::memory::copied(unsafe { std::slice::from_raw_parts(pointer, len) })
 }
 
 /// A caller's single value, to be written once on success.
@@ -119,17 +139,8 @@ impl<T: Copy> OutSlice<T> {
     /// # Safety
     /// `pointer` is NULL or valid for writes of `len` values until the call returns, and nobody else reads or
     /// writes them meanwhile.
-    pub(crate) unsafe fn new(
-        name: &'static str,
-        pointer: *mut T,
-        len: usize,
-        need: usize,
-        why: impl std::fmt::Display,
-    ) -> Result<Self> {
-        check_extent(name, pointer, len)?;
-        if len != need {
-            return Err(Error::BufferSize { name: length_name(name), got: len, need, why: why.to_string() });
-        }
+    pub(crate) unsafe fn new(name: &'static str, pointer: *mut T, len: usize, need: &Need) -> Result<Self> {
+        need.check(name, pointer, len)?;
         Ok(OutSlice { pointer, len })
     }
 
@@ -164,14 +175,6 @@ fn length_name(name: &'static str) -> &'static str {
         "values" => "values_len",
         _ => "out_len",
     }
-}
-
-/// Checks the length of an input array against what the call needs.
-pub(crate) fn expect_len(name: &'static str, got: usize, need: usize, why: impl std::fmt::Display) -> Result<()> {
-    if got == need {
-        return Ok(());
-    }
-    Err(Error::BufferSize { name: length_name(name), got, need, why: why.to_string() })
 }
 
 /// A caller's C string.
@@ -249,7 +252,11 @@ pub(crate) unsafe fn versioned<T: Versioned>(name: &'static str, pointer: *const
 ///
 /// # Safety
 /// `pointer` is NULL or valid for reads and writes of as many bytes as its first field says.
-pub(crate) unsafe fn write_versioned<T: Versioned>(name: &'static str, pointer: *mut T, value: T) -> Result<()> {
+pub(crate) unsafe fn write_versioned<T: Versioned>(
+    name: &'static str,
+    pointer: *mut T,
+    value: T,
+) -> Result<()> {
     // SAFETY: readable by the caller's word; `versioned` checks the size.
     unsafe { versioned(name, pointer.cast_const()) }?;
     // SAFETY: as above.

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use super::boundary::{expect_len, input, Versioned};
+use super::boundary::{input, Need, Versioned};
 use super::types::*;
 use crate::checkpoint::SchedulerConfig;
 use crate::engine::SampleRequest;
 use crate::pixels::Format;
 use crate::process::{check_finite, DeviceChoice, ProcessConfig};
 use crate::sampler::{Method, SamplerParams, Spacing, Variance};
-use crate::schedule::{BetaSchedule, Prediction, ScheduleConfig};
+use crate::schedule::{BetaSchedule, Prediction, ScheduleConfig, MAX_NOISE_STEPS};
 use crate::training::{Optimizer, Precision, TrainingConfig};
 use crate::unet::{BlockKind, UnetConfig};
 use crate::{Error, Result};
@@ -168,9 +168,17 @@ pub(super) fn cifar10() -> diffusion_config {
     }
 }
 
+/// Reads the one field that says how long a table of betas must be.
+pub(super) fn noise_steps(config: &diffusion_config) -> Result<usize> {
+    within("noise_steps", config.noise_steps, 1, MAX_NOISE_STEPS as i32)
+}
+
 /// Reads a config; `betas` replaces its formula.
-pub(super) fn to_process_config(config: &diffusion_config, betas: Option<BetaSchedule>) -> Result<ProcessConfig> {
-    let noise_steps = within("noise_steps", config.noise_steps, 1, 100_000)?;
+pub(super) fn to_process_config(
+    config: &diffusion_config,
+    betas: Option<BetaSchedule>,
+) -> Result<ProcessConfig> {
+    let noise_steps = noise_steps(config)?;
     let kind = match betas {
         Some(betas) => betas,
         None if config.beta_schedule == DIFFUSION_SCHEDULE_GIVEN => {
@@ -187,7 +195,12 @@ pub(super) fn to_process_config(config: &diffusion_config, betas: Option<BetaSch
         beta_start: config.beta_start,
         beta_end: config.beta_end,
         noise_steps,
-        rescale_zero_terminal_snr: pick("rescale_betas_zero_snr", config.rescale_betas_zero_snr, &SWITCH, "0 and 1")?,
+        rescale_zero_terminal_snr: pick(
+            "rescale_betas_zero_snr",
+            config.rescale_betas_zero_snr,
+            &SWITCH,
+            "0 and 1",
+        )?,
     };
     let prediction = pick("prediction_type", config.prediction_type, &PREDICTIONS, "DIFFUSION_PREDICTION_*")?;
     let result = ProcessConfig {
@@ -214,7 +227,8 @@ fn unet_config(config: &diffusion_config) -> Result<UnetConfig> {
     unet.layers_per_block = within("layers_per_block", config.layers_per_block, 1, 8)?;
     if config.attention_levels != -1 {
         let mask = within("attention_levels", config.attention_levels, 0, (1 << len) - 1)?;
-        let kind = |level: usize| if mask >> level & 1 == 1 { BlockKind::Attention } else { BlockKind::Plain };
+        let kind =
+            |level: usize| if mask >> level & 1 == 1 { BlockKind::Attention } else { BlockKind::Plain };
         unet.down_blocks = (0..len).map(kind).collect();
         unet.up_blocks = (0..len).rev().map(kind).collect();
     }
@@ -222,6 +236,7 @@ fn unet_config(config: &diffusion_config) -> Result<UnetConfig> {
         0 => None,
         dim => Some(dim),
     };
+    check_heads(&unet)?;
     if config.norm_num_groups != 0 {
         unet.norm_num_groups = within("norm_num_groups", config.norm_num_groups, 1, 8192)?;
     }
@@ -232,10 +247,30 @@ fn unet_config(config: &diffusion_config) -> Result<UnetConfig> {
     Ok(unet)
 }
 
+/// Heads that do not fill their level would leave channels out; diffusers' checkpoints may, a new network need not.
+fn check_heads(unet: &UnetConfig) -> Result<()> {
+    let Some(dim) = unet.attention_head_dim else { return Ok(()) };
+    let middle = unet.block_out_channels.len().saturating_sub(1);
+    let levels = unet.block_out_channels.iter().zip(&unet.down_blocks).enumerate();
+    for (level, (&width, &kind)) in levels {
+        let attentive = kind == BlockKind::Attention || (level == middle && unet.add_attention);
+        if attentive && width % dim != 0 {
+            let allowed = format!("a divisor of hidden_dims[{level}] ({width}), which has attention, or 0");
+            return Err(Error::argument("attention_head_dim", dim, allowed));
+        }
+    }
+    Ok(())
+}
+
 fn training_config(config: &diffusion_config) -> Result<TrainingConfig> {
     Ok(TrainingConfig {
         optimizer: pick("optimizer", config.optimizer, &OPTIMIZERS, "DIFFUSION_OPTIMIZER_*")?,
-        mixed_precision: pick("mixed_precision", config.mixed_precision, &PRECISIONS, "DIFFUSION_PRECISION_*")?,
+        mixed_precision: pick(
+            "mixed_precision",
+            config.mixed_precision,
+            &PRECISIONS,
+            "DIFFUSION_PRECISION_*",
+        )?,
         learning_rate: config.learning_rate,
         adam_beta1: config.adam_beta1,
         adam_beta2: config.adam_beta2,
@@ -348,13 +383,39 @@ impl Overrides {
         let given = &self.0;
         let mut merged = from_process_config(config);
         keep!(
-            given, merged, image_size, channels, hidden_dims_len, hidden_dims, beta_start, beta_end, noise_steps,
-            beta_schedule, prediction_type, rescale_betas_zero_snr, layers_per_block, attention_levels,
-            attention_head_dim, norm_num_groups
+            given,
+            merged,
+            image_size,
+            channels,
+            hidden_dims_len,
+            hidden_dims,
+            beta_start,
+            beta_end,
+            noise_steps,
+            beta_schedule,
+            prediction_type,
+            rescale_betas_zero_snr,
+            layers_per_block,
+            attention_levels,
+            attention_head_dim,
+            norm_num_groups
         );
         take!(
-            given, merged, num_threads, max_batch, seed, dropout, optimizer, mixed_precision, learning_rate,
-            adam_beta1, adam_beta2, adam_epsilon, weight_decay, gradient_clip, ema_decay
+            given,
+            merged,
+            num_threads,
+            max_batch,
+            seed,
+            dropout,
+            optimizer,
+            mixed_precision,
+            learning_rate,
+            adam_beta1,
+            adam_beta2,
+            adam_epsilon,
+            weight_decay,
+            gradient_clip,
+            ema_decay
         );
         config.num_threads = within("num_threads", merged.num_threads, 0, 1024)?;
         config.max_batch = within("max_batch", merged.max_batch, 0, 65_536)?;
@@ -407,23 +468,27 @@ pub(super) fn format_and_count(params: &diffusion_sample_params) -> Result<(Form
 ///
 /// # Safety
 /// The pointers in `params` are as its fields say.
-pub(super) unsafe fn sample_request(config: &ProcessConfig, params: &diffusion_sample_params) -> Result<SampleRequest> {
+pub(super) unsafe fn sample_request(
+    config: &ProcessConfig,
+    params: &diffusion_sample_params,
+) -> Result<SampleRequest> {
     let (format, num_samples) = format_and_count(params)?;
-    let floats = config.result_bytes(Format::F32, num_samples)? / size_of::<f32>();
-    config.result_bytes(format, num_samples)?;
+    let floats = config.result_bytes("num_samples", Format::F32, num_samples)? / size_of::<f32>();
+    config.result_bytes("num_samples", format, num_samples)?;
     let mut seeds = Vec::new();
     if !params.seeds.is_null() || params.seeds_len != 0 {
-        expect_len("seeds", params.seeds_len, num_samples, "num_samples")?;
+        let need = Need::new(num_samples, "num_samples");
         // SAFETY: passed on from the caller.
-        seeds = unsafe { input("seeds", params.seeds, params.seeds_len) }?.to_vec();
+        seeds = unsafe { input("seeds", params.seeds, params.seeds_len, &need) }?;
     }
     let mut initial_noise = None;
     if !params.initial_noise.is_null() || params.initial_noise_len != 0 {
-        expect_len("initial_noise", params.initial_noise_len, floats, "all values of all images")?;
+        let need = Need::new(floats, "all values of all images");
         // SAFETY: passed on from the caller.
-        let values = unsafe { input("initial_noise", params.initial_noise, params.initial_noise_len) }?;
-        check_finite("initial_noise", values)?;
-        initial_noise = Some(values.to_vec());
+        let values =
+            unsafe { input("initial_noise", params.initial_noise, params.initial_noise_len, &need) }?;
+        check_finite("initial_noise", &values)?;
+        initial_noise = Some(values);
     }
     if params.timeout_ms < 0 {
         return Err(Error::argument("timeout_ms", params.timeout_ms, "at least 0 (0: no limit)"));

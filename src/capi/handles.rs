@@ -20,8 +20,12 @@ static TABLE: Lazy<RwLock<SlotMap<DefaultKey, Entry>>> = Lazy::new(Default::defa
 
 const _: () = assert!(usize::BITS == 64, "a handle holds a 64-bit key in a pointer");
 
-fn key(handle: *const ()) -> DefaultKey {
-    KeyData::from_ffi(handle.addr() as u64).into()
+/// The key in a handle, unless no key has these bits.
+fn key(handle: *const ()) -> Option<DefaultKey> {
+    let bits = handle.addr() as u64;
+    // slotmap repairs bits that it never gave out; such a handle must not become somebody else's.
+    let key = KeyData::from_ffi(bits);
+    (key.as_ffi() == bits).then(|| key.into())
 }
 
 fn insert(entry: Entry) -> usize {
@@ -30,15 +34,11 @@ fn insert(entry: Entry) -> usize {
 }
 
 /// Looks a handle up, or takes it out of the table, as `action` does.
-fn find<T>(
-    kind: &str,
-    handle: *const (),
-    action: impl FnOnce(DefaultKey) -> Option<T>,
-) -> Result<T> {
+fn find<T>(kind: &str, handle: *const (), action: impl FnOnce(DefaultKey) -> Option<T>) -> Result<T> {
     if handle.is_null() {
         return Err(Error::InvalidHandle(format!("{kind} is NULL: must be a live handle of a {kind}")));
     }
-    action(key(handle)).ok_or_else(|| {
+    key(handle).and_then(action).ok_or_else(|| {
         Error::InvalidHandle(format!(
             "{kind} is {handle:p}: must be a live handle of a {kind}, but this one was destroyed, is of another \
              type, or never was a handle"

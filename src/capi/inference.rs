@@ -1,6 +1,6 @@
 //! Noising, predicting and sampling, each as one blocking call.
 
-use super::boundary::{call, expect_len, input, versioned, Out, OutSlice};
+use super::boundary::{call, input, versioned, Need, Out, OutSlice};
 use super::config::sample_request;
 use super::handles;
 use super::jobs::wait_with_callback;
@@ -54,21 +54,18 @@ pub unsafe extern "C" fn diffusion_add_noise(
 ) -> i32 {
     call(|| {
         let engine = handles::process(process)?;
-        let need = batch_len(&engine, batch)?;
-        let why = batch_shape(&engine, batch);
+        let (need, one_each) = (batch_need(&engine, batch)?, Need::new(batch, "one for each image"));
         // SAFETY: the caller vouches for all pointers, as the header says.
         let (images, timesteps, noisy, noise) = unsafe {
             (
-                input("images", images, images_len)?,
-                input("timesteps", timesteps, batch)?,
-                OutSlice::new("noisy", noisy, noisy_len, need, &why)?,
-                OutSlice::new("noise", noise, noise_len, need, &why)?,
+                input("images", images, images_len, &need)?,
+                input("timesteps", timesteps, batch, &one_each)?,
+                OutSlice::new("noisy", noisy, noisy_len, &need)?,
+                OutSlice::new("noise", noise, noise_len, &need)?,
             )
         };
-        expect_len("images", images_len, need, &why)?;
-        check_finite("images", images)?;
-        engine.config().check_timesteps(timesteps)?;
-        let (images, timesteps) = (images.to_vec(), timesteps.to_vec());
+        check_finite("images", &images)?;
+        engine.config().check_timesteps(&timesteps)?;
         let result = engine.run_shared(move |process, _| process.add_noise(&images, &timesteps, seed))?;
         noisy.write(&result.noisy);
         noise.write(&result.noise);
@@ -99,20 +96,17 @@ pub unsafe extern "C" fn diffusion_predict_noise(
 ) -> i32 {
     call(|| {
         let engine = handles::process(process)?;
-        let need = batch_len(&engine, batch)?;
-        let why = batch_shape(&engine, batch);
+        let (need, one_each) = (batch_need(&engine, batch)?, Need::new(batch, "one for each image"));
         // SAFETY: the caller vouches for all pointers, as the header says.
         let (images, timesteps, out) = unsafe {
             (
-                input("images", images, len)?,
-                input("timesteps", timesteps, batch)?,
-                OutSlice::new("out", out, out_len, need, &why)?,
+                input("images", images, len, &need)?,
+                input("timesteps", timesteps, batch, &one_each)?,
+                OutSlice::new("out", out, out_len, &need)?,
             )
         };
-        expect_len("images", len, need, &why)?;
-        check_finite("images", images)?;
-        engine.config().check_timesteps(timesteps)?;
-        let (images, timesteps) = (images.to_vec(), timesteps.to_vec());
+        check_finite("images", &images)?;
+        engine.config().check_timesteps(&timesteps)?;
         out.write(&engine.run_shared(move |process, _| process.predict_noise(&images, &timesteps))?);
         Ok(())
     })
@@ -225,7 +219,7 @@ pub unsafe extern "C" fn diffusion_sample_size(
         // SAFETY: the caller vouches for `params` and `bytes`, as the header says.
         let (params, bytes) = unsafe { (versioned("params", params)?, Out::new("bytes", bytes)?) };
         let (format, num_samples) = super::config::format_and_count(&params)?;
-        bytes.set(engine.config().result_bytes(format, num_samples)?);
+        bytes.set(engine.config().result_bytes("num_samples", format, num_samples)?);
         Ok(())
     })
 }
@@ -242,10 +236,10 @@ unsafe fn sample<T: Copy>(
 ) -> Result<()> {
     // SAFETY: passed on from the caller.
     let request = unsafe { sample_request(engine.config(), params) }?;
-    let need = engine.config().result_bytes(request.format, request.num_samples)?;
+    let bytes = engine.config().result_bytes("num_samples", request.format, request.num_samples)?;
     let why = format!("{} images of {}", request.num_samples, engine.config().shape_text(request.format));
     // SAFETY: passed on from the caller.
-    let out = unsafe { OutSlice::new("out", out, out_len, need / std::mem::size_of::<T>(), why)? };
+    let out = unsafe { OutSlice::new("out", out, out_len, &Need::new(bytes / size_of::<T>(), why))? };
     let job = engine.submit(request)?;
     wait_with_callback(&job, params.progress, params.user_data)?;
     out.write_bytes(&job.encoded()?);
@@ -253,14 +247,8 @@ unsafe fn sample<T: Copy>(
 }
 
 /// The number of floats in a batch, overflow-checked.
-pub(super) fn batch_len(engine: &Engine, batch: usize) -> Result<usize> {
-    if batch == 0 {
-        return Err(Error::argument("batch", batch, "at least 1"));
-    }
-    engine.config().result_bytes(Format::F32, batch).map(|bytes| bytes / std::mem::size_of::<f32>())
-}
-
-/// The shape that goes with it, for messages.
-pub(super) fn batch_shape(engine: &Engine, batch: usize) -> String {
-    format!("{batch} images of {}", engine.config().shape_text(Format::F32))
+pub(super) fn batch_need(engine: &Engine, batch: usize) -> Result<Need> {
+    let config = engine.config();
+    let floats = config.result_bytes("batch", Format::F32, batch)? / size_of::<f32>();
+    Ok(Need::new(floats, format!("{batch} images of {}", config.shape_text(Format::F32))))
 }

@@ -3,12 +3,13 @@
 use std::ffi::c_void;
 use std::time::Duration;
 
-use super::boundary::{call, versioned, Out, OutSlice};
+use super::boundary::{call, versioned, Need, Out, OutSlice};
 use super::config::sample_request;
 use super::handles;
 use super::types::{
-    diffusion_job, diffusion_process, diffusion_progress_fn, diffusion_sample_params, DIFFUSION_JOB_CANCELLED,
-    DIFFUSION_JOB_DONE, DIFFUSION_JOB_FAILED, DIFFUSION_JOB_QUEUED, DIFFUSION_JOB_RUNNING,
+    diffusion_job, diffusion_process, diffusion_progress_fn, diffusion_sample_params,
+    DIFFUSION_JOB_CANCELLED, DIFFUSION_JOB_DONE, DIFFUSION_JOB_FAILED, DIFFUSION_JOB_QUEUED,
+    DIFFUSION_JOB_RUNNING,
 };
 use crate::engine::{Job, JobState};
 use crate::Result;
@@ -93,7 +94,11 @@ pub extern "C" fn diffusion_job_wait(job: *mut diffusion_job, timeout_ms: i64) -
 /// # Safety
 /// `done` and `total` are each NULL or valid for a write.
 #[no_mangle]
-pub unsafe extern "C" fn diffusion_job_progress(job: *mut diffusion_job, done: *mut u64, total: *mut u64) -> i32 {
+pub unsafe extern "C" fn diffusion_job_progress(
+    job: *mut diffusion_job,
+    done: *mut u64,
+    total: *mut u64,
+) -> i32 {
     call(|| {
         let job = handles::job(job)?;
         for (pointer, value) in [(done, job.done()), (total, job.total())] {
@@ -130,10 +135,9 @@ pub extern "C" fn diffusion_job_cancel(job: *mut diffusion_job) -> i32 {
 pub unsafe extern "C" fn diffusion_job_fetch(job: *mut diffusion_job, out: *mut c_void, bytes: usize) -> i32 {
     call(|| {
         let job = handles::job(job)?;
+        let need = Need::new(job.result_bytes(), "the job's images in its format");
         // SAFETY: the caller vouches for `out`, as the header says.
-        let out = unsafe {
-            OutSlice::new("out", out.cast::<u8>(), bytes, job.result_bytes(), "the job's images in its format")
-        }?;
+        let out = unsafe { OutSlice::new("out", out.cast::<u8>(), bytes, &need) }?;
         out.write(&job.encoded()?);
         Ok(())
     })

@@ -3,7 +3,7 @@
 use std::ffi::{c_char, c_void, CStr};
 use std::path::PathBuf;
 
-use super::boundary::{call, input, text, versioned, Out, OutSlice};
+use super::boundary::{call, input, text, versioned, write_versioned, Need, Out, OutSlice};
 use super::config::{self, Overrides};
 use super::handles;
 use super::types::{diffusion_config, diffusion_log_fn, diffusion_process};
@@ -80,12 +80,12 @@ pub unsafe extern "C" fn diffusion_create_with_betas(
 ) -> i32 {
     call(|| {
         // SAFETY: the caller vouches for all three pointers, as the header says.
-        let (process, config, betas) = unsafe {
-            (Out::new("process", process)?, versioned("config", config)?, input("betas", betas, betas_len)?)
-        };
-        let steps = usize::try_from(config.noise_steps).unwrap_or(0);
-        super::boundary::expect_len("betas", betas_len, steps, "noise_steps")?;
-        create(process, config, Some(BetaSchedule::Given(betas.to_vec())))
+        unsafe {
+            let (process, config) = (Out::new("process", process)?, versioned("config", config)?);
+            let steps = config::noise_steps(&config)?;
+            let betas = input("betas", betas, betas_len, &Need::new(steps, "noise_steps"))?;
+            create(process, config, Some(BetaSchedule::Given(betas)))
+        }
     })
 }
 
@@ -131,9 +131,8 @@ pub unsafe extern "C" fn diffusion_load(
         };
         let path = PathBuf::from(path);
         let device = overrides.device()?;
-        let engine = Engine::start(move || {
-            DiffusionProcess::load(&path, device, |config| overrides.apply(config))
-        })?;
+        let engine =
+            Engine::start(move || DiffusionProcess::load(&path, device, |config| overrides.apply(config)))?;
         process.set(handles::add_process(engine));
         Ok(())
     })
@@ -204,7 +203,7 @@ pub unsafe extern "C" fn diffusion_get_config(
         let engine = handles::process(process)?;
         let value = config::from_process_config(engine.config());
         // SAFETY: the caller vouches for `config`, as the header says.
-        unsafe { super::boundary::write_versioned("config", config, value) }
+        unsafe { write_versioned("config", config, value) }
     })
 }
 
@@ -234,7 +233,8 @@ pub unsafe extern "C" fn diffusion_get_schedule(
         };
         let values = engine.schedule().table(table);
         // SAFETY: the caller vouches for `out`, as the header says.
-        unsafe { OutSlice::new("out", out, out_len, values.len(), "noise_steps") }?.write(&values);
+        unsafe { OutSlice::new("out", out, out_len, &Need::new(values.len(), "noise_steps")) }?
+            .write(&values);
         Ok(())
     })
 }

@@ -2,12 +2,12 @@
 
 use std::ffi::c_char;
 
-use super::boundary::{call, expect_len, input, text, write_versioned, Out, OutSlice, Versioned};
+use super::boundary::{call, input, text, write_versioned, Need, Out, OutSlice, Versioned};
 use super::handles;
 use super::types::{
     diffusion_parameter, diffusion_process, DIFFUSION_WEIGHTS_EMA, DIFFUSION_WEIGHTS_TRAINED,
 };
-use crate::process::Weights;
+use crate::process::{check_finite, Weights};
 use crate::{Error, Result};
 
 // SAFETY: repr(C), begins with a u32, and every field takes any bits.
@@ -25,7 +25,11 @@ fn weights(value: i32) -> Result<Weights> {
     match value {
         DIFFUSION_WEIGHTS_TRAINED => Ok(Weights::Trained),
         DIFFUSION_WEIGHTS_EMA => Ok(Weights::Ema),
-        other => Err(Error::argument("weights", other, "DIFFUSION_WEIGHTS_TRAINED (0) or DIFFUSION_WEIGHTS_EMA (1)")),
+        other => Err(Error::argument(
+            "weights",
+            other,
+            "DIFFUSION_WEIGHTS_TRAINED (0) or DIFFUSION_WEIGHTS_EMA (1)",
+        )),
     }
 }
 
@@ -36,7 +40,10 @@ fn weights(value: i32) -> Result<Weights> {
 /// # Safety
 /// `count` is NULL or valid for a write.
 #[no_mangle]
-pub unsafe extern "C" fn diffusion_parameter_count(process: *mut diffusion_process, count: *mut usize) -> i32 {
+pub unsafe extern "C" fn diffusion_parameter_count(
+    process: *mut diffusion_process,
+    count: *mut usize,
+) -> i32 {
     call(|| {
         let engine = handles::process(process)?;
         // SAFETY: the caller vouches for `count`, as the header says.
@@ -100,9 +107,9 @@ pub unsafe extern "C" fn diffusion_parameter_read(
         let weights = self::weights(weights)?;
         // SAFETY: the caller vouches for `name`, as the header says.
         let name = unsafe { text("name", name) }?.to_owned();
-        let need = engine.parameter(&name)?.len();
+        let need = Need::new(engine.parameter(&name)?.len(), format!("the values of {name}"));
         // SAFETY: the caller vouches for `out`, as the header says.
-        let out = unsafe { OutSlice::new("out", out, out_len, need, format!("the values of {name}")) }?;
+        let out = unsafe { OutSlice::new("out", out, out_len, &need) }?;
         out.write(&engine.run_shared(move |process, _| process.read_parameter(weights, &name))?);
         Ok(())
     })
@@ -126,12 +133,12 @@ pub unsafe extern "C" fn diffusion_parameter_write(
     call(|| {
         let engine = handles::process(process)?;
         let weights = self::weights(weights)?;
-        // SAFETY: the caller vouches for both pointers, as the header says.
-        let (name, values) = unsafe { (text("name", name)?.to_owned(), input("values", values, values_len)?) };
-        let need = engine.parameter(&name)?.len();
-        expect_len("values", values_len, need, format!("the values of {name}"))?;
-        crate::process::check_finite("values", values)?;
-        let values = values.to_vec();
+        // SAFETY: the caller vouches for `name`, as the header says.
+        let name = unsafe { text("name", name) }?.to_owned();
+        let need = Need::new(engine.parameter(&name)?.len(), format!("the values of {name}"));
+        // SAFETY: as above.
+        let values = unsafe { input("values", values, values_len, &need) }?;
+        check_finite("values", &values)?;
         engine.run_exclusive(move |process, _| process.write_parameter(weights, &name, &values))
     })
 }

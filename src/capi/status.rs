@@ -61,7 +61,7 @@ fn name_of(status: i32) -> &'static CStr {
         DIFFUSION_ERROR_BUFFER_SIZE => c"wrong buffer size",
         DIFFUSION_ERROR_OUT_OF_MEMORY => c"out of memory",
         DIFFUSION_ERROR_DEVICE_UNAVAILABLE => c"device unavailable",
-        DIFFUSION_ERROR_IO => c"input/output error",
+        DIFFUSION_ERROR_IO => c"input or output error",
         DIFFUSION_ERROR_FORMAT => c"bad file format",
         DIFFUSION_ERROR_CANCELLED => c"cancelled",
         DIFFUSION_ERROR_TIMEOUT => c"timeout",
@@ -72,7 +72,7 @@ fn name_of(status: i32) -> &'static CStr {
     }
 }
 
-/// A short lower-case English name of a status, e.g. "buffer size"; "unknown status" for any other number. Never
+/// A short lower-case English name of a status, e.g. "invalid handle"; "unknown status" for any other number. Never
 /// NULL, never freed, valid for ever.
 #[no_mangle]
 pub extern "C" fn diffusion_status_string(status: i32) -> *const c_char {

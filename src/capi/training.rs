@@ -1,8 +1,8 @@
 //! Training: one step, and the optimizer's state.
 
-use super::boundary::{call, expect_len, input, Out};
+use super::boundary::{call, input, Out};
 use super::handles;
-use super::inference::{batch_len, batch_shape};
+use super::inference::batch_need;
 use super::types::diffusion_process;
 use crate::process::check_finite;
 
@@ -30,14 +30,13 @@ pub unsafe extern "C" fn diffusion_train_step(
 ) -> i32 {
     call(|| {
         let engine = handles::process(process)?;
-        let need = batch_len(&engine, batch)?;
+        let need = batch_need(&engine, batch)?;
         // SAFETY: the caller vouches for `images`, as the header says.
-        let images = unsafe { input("images", images, images_len) }?;
-        expect_len("images", images_len, need, batch_shape(&engine, batch))?;
-        check_finite("images", images)?;
-        let images = images.to_vec();
+        let images = unsafe { input("images", images, images_len, &need) }?;
+        check_finite("images", &images)?;
         let want_loss = !loss.is_null();
-        let value = engine.run_exclusive(move |process, token| process.train_step(&images, want_loss, token))?;
+        let value =
+            engine.run_exclusive(move |process, token| process.train_step(&images, want_loss, token))?;
         if let (true, Some(value)) = (want_loss, value) {
             // SAFETY: not NULL, and the caller vouches for the rest, as the header says.
             unsafe { Out::new("loss", loss) }?.set(value);
@@ -99,7 +98,10 @@ pub extern "C" fn diffusion_set_learning_rate(process: *mut diffusion_process, l
 /// # Safety
 /// `scale` is NULL or valid for a write.
 #[no_mangle]
-pub unsafe extern "C" fn diffusion_get_gradient_scale(process: *mut diffusion_process, scale: *mut f64) -> i32 {
+pub unsafe extern "C" fn diffusion_get_gradient_scale(
+    process: *mut diffusion_process,
+    scale: *mut f64,
+) -> i32 {
     call(|| {
         let engine = handles::process(process)?;
         // SAFETY: the caller vouches for `scale`, as the header says.

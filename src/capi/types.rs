@@ -180,11 +180,13 @@ pub struct diffusion_config {
     pub rescale_betas_zero_snr: i32,
     /// One of DIFFUSION_DEVICE_*. Default AUTO.
     pub device: i32,
-    /// Which CUDA device, from 0. Default 0.
+    /// Which CUDA device, in 0..=1023. Default 0.
     pub device_index: i32,
-    /// Threads that a CPU process computes with, 1..=1024, or 0: as many as libtorch chooses, one a core. Default 0.
+    /// Threads that a CPU process computes with, 1..=1024, or 0: as many as libtorch chooses, one a core. Where other
+    /// programs keep the cores busy, fewer threads or OMP_WAIT_POLICY=passive in the environment are faster. Default 0.
     pub num_threads: i32,
-    /// The most images in one evaluation of the network when sampling, 1..=65536, or 0: chosen by device. Default 0.
+    /// The most images in one evaluation of the network when sampling, 1..=65536, or 0: 64 on the CPU, 256 on CUDA.
+    /// Default 0.
     pub max_batch: i32,
     /// Determines the initial weights and all randomness of training. Default 0.
     pub seed: u64,
@@ -195,8 +197,8 @@ pub struct diffusion_config {
     /// of at most 16x16 pixels, as in DDPM. The middle of the U-Net has it where at most 32x32 pixels are left.
     /// Default -1.
     pub attention_levels: i32,
-    /// Channels of an attention head, a divisor of the channels of each level that has attention; 0: one head.
-    /// Default 0.
+    /// Channels of an attention head, a divisor of the channels of each level that has attention, the middle's
+    /// included; 0: one head. Default 0.
     pub attention_head_dim: i32,
     /// Groups of each group normalisation, a divisor of every hidden_dims entry; 0: the most up to 32 that leave at
     /// least 4 channels a group. Default 0.

@@ -7,18 +7,14 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use super::job::Job;
+use crate::memory;
 use crate::noise::Stream;
 use crate::process::{to_vec, DiffusionProcess};
 use crate::sampler::{Sampler, SamplerParams};
 use crate::{Error, Result};
-
-/// Images in one evaluation of the network, where the configuration leaves it open. On the CPU a larger batch gains
-/// nothing but waiting; a GPU wants to be filled.
-const CPU_BATCH: usize = 64;
-const CUDA_BATCH: usize = 256;
 
 /// One image in flight.
 struct Image {
@@ -53,12 +49,7 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    pub(super) fn new(max_batch: usize, device: Device) -> Self {
-        let capacity = match max_batch {
-            0 if device.is_cuda() => CUDA_BATCH,
-            0 => CPU_BATCH,
-            chosen => chosen,
-        };
+    pub(super) fn new(capacity: usize) -> Self {
         Batch { lanes: Vec::new(), waiting: VecDeque::new(), capacity, chunk: capacity }
     }
 
@@ -96,7 +87,8 @@ impl Batch {
             if stays.iter().all(|&stays| stays) {
                 continue;
             }
-            let rows: Vec<i64> = stays.iter().zip(0..).filter(|(&stays, _)| stays).map(|(_, row)| row).collect();
+            let rows: Vec<i64> =
+                stays.iter().zip(0..).filter(|(&stays, _)| stays).map(|(_, row)| row).collect();
             let rows = Tensor::f_from_slice(&rows)?.f_to_device(lane.x.device())?;
             lane.x = lane.x.f_index_select(0, &rows)?;
             lane.sampler.keep_rows(&rows)?;
@@ -169,7 +161,9 @@ impl Batch {
         let output = loop {
             match evaluate_chunked(process, &x, &timesteps, self.chunk) {
                 // Part of the memory may be the host's only for now; a smaller batch is slower, not wrong.
-                Err(Error::OutOfMemory(_)) if self.chunk > 1 => self.chunk = self.chunk.min(timesteps.len()).div_ceil(2),
+                Err(Error::OutOfMemory(_)) if self.chunk > 1 => {
+                    self.chunk = self.chunk.min(timesteps.len()).div_ceil(2)
+                }
                 other => break other?,
             }
         };
@@ -186,7 +180,12 @@ impl Batch {
     }
 }
 
-fn evaluate_chunked(process: &DiffusionProcess, x: &Tensor, timesteps: &[f64], chunk: usize) -> Result<Tensor> {
+fn evaluate_chunked(
+    process: &DiffusionProcess,
+    x: &Tensor,
+    timesteps: &[f64],
+    chunk: usize,
+) -> Result<Tensor> {
     if timesteps.len() <= chunk {
         return process.denoise(x, timesteps);
     }
@@ -208,7 +207,7 @@ fn initial_noise(process: &DiffusionProcess, images: &[Image]) -> Result<Tensor>
         let streams: Vec<Stream> = images.iter().map(|image| image.stream).collect();
         return process.normal(&streams, 0);
     }
-    let mut values = vec![0f32; images.len() * process.config().image_len()];
+    let mut values = memory::zeroed(images.len() * process.config().image_len())?;
     for (image, slot) in images.iter().zip(values.chunks_exact_mut(process.config().image_len())) {
         match image.job.initial_noise(image.index) {
             Some(given) => slot.copy_from_slice(given),

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::noise::{Domain, Stream};
 use crate::pixels::Format;
 use crate::sampler::SamplerParams;
-use crate::{Error, Result};
+use crate::{memory, Error, Result};
 
 /// Told of progress as (done, total); `false` cancels.
 pub type Progress = Box<dyn FnMut(u64, u64) -> bool + Send>;
@@ -78,18 +78,24 @@ pub struct Job {
 
 impl Job {
     /// A job for images of this shape, each of which takes `evaluations` of the network.
-    pub(super) fn new(request: SampleRequest, channels: usize, image_size: usize, evaluations: usize) -> Result<Arc<Self>> {
+    pub(super) fn new(
+        request: SampleRequest,
+        channels: usize,
+        image_size: usize,
+        evaluations: usize,
+    ) -> Result<Arc<Self>> {
         let len = request.num_samples * channels * image_size * image_size;
-        let mut images = Vec::new();
-        images.try_reserve_exact(len).map_err(|_| {
-            let (count, bytes) = (request.num_samples, len * size_of::<f32>());
-            Error::OutOfMemory(format!("num_samples is {count}: {bytes} bytes for the result cannot be allocated"))
-        })?;
+        let images = memory::with_capacity(len)?;
         Ok(Arc::new(Job {
             total: request.num_samples as u64 * evaluations as u64,
             done: AtomicU64::new(0),
             deadline: request.timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
-            inner: Mutex::new(Inner { running: false, images, images_left: request.num_samples, outcome: None }),
+            inner: Mutex::new(Inner {
+                running: false,
+                images,
+                images_left: request.num_samples,
+                outcome: None,
+            }),
             changed: Condvar::new(),
             progress: Mutex::new(request.progress),
             sampler: request.sampler,
@@ -210,7 +216,9 @@ impl Job {
     /// Waits until the job has ended and says how, calling the request's own progress function.
     pub fn wait(&self, limit: Option<Duration>) -> Result<()> {
         // Another waiter that has it reports the progress.
-        let Ok(mut progress) = self.progress.try_lock() else { return self.wait_with(limit, &mut |_, _| true) };
+        let Ok(mut progress) = self.progress.try_lock() else {
+            return self.wait_with(limit, &mut |_, _| true);
+        };
         match progress.as_mut() {
             Some(progress) => self.wait_with(limit, progress),
             None => {
@@ -221,7 +229,11 @@ impl Job {
     }
 
     /// Waits until the job has ended and says how, or for `limit`; `progress` is called with no lock held.
-    pub fn wait_with(&self, limit: Option<Duration>, progress: &mut dyn FnMut(u64, u64) -> bool) -> Result<()> {
+    pub fn wait_with(
+        &self,
+        limit: Option<Duration>,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<()> {
         let until = limit.and_then(|limit| Instant::now().checked_add(limit));
         let wake = [until, self.deadline].into_iter().flatten().min();
         let mut reported = 0;

@@ -19,10 +19,10 @@ use std::thread::{self, JoinHandle};
 
 use tch::Device;
 
-pub use self::job::{Job, JobState, Progress, SampleRequest};
-pub use self::log::LogSink;
 use self::batch::Batch;
+pub use self::job::{Job, JobState, Progress, SampleRequest};
 use self::log::Log;
+pub use self::log::LogSink;
 use self::turn::Turn;
 use crate::process::{unknown_parameter, DiffusionProcess, ParameterInfo, ProcessConfig};
 use crate::schedule::NoiseSchedule;
@@ -110,7 +110,9 @@ impl Engine {
                     }
                 }
             })
-            .map_err(|error| Error::OutOfMemory(format!("a thread for the process cannot be started: {error}")))?;
+            .map_err(|error| {
+                Error::OutOfMemory(format!("a thread for the process cannot be started: {error}"))
+            })?;
         match built.recv() {
             Ok(Ok(facts)) => Ok(Engine { shared, facts, thread: Mutex::new(Some(thread)) }),
             Ok(Err(error)) => {
@@ -241,13 +243,14 @@ fn cancel(work: Work) {
 
 /// Runs a body and turns a panic into an error.
 fn quietly<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
-    panic::catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|payload| Err(crate::panics::to_error(payload)))
+    panic::catch_unwind(AssertUnwindSafe(body))
+        .unwrap_or_else(|payload| Err(crate::panics::to_error(payload)))
 }
 
 /// The life of the thread.
 fn work(shared: &Shared, mut process: DiffusionProcess) {
     let on_cpu = process.device() == Device::Cpu;
-    let mut batch = Batch::new(process.config().max_batch, process.device());
+    let mut batch = Batch::new(process.config().max_batch);
     loop {
         for line in process.take_log() {
             shared.log.write(log::WARNING, &line);

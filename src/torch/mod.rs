@@ -128,8 +128,12 @@ fn load_torch_cuda() -> std::result::Result<(), String> {
     // that library, which this one is linked to.
     let beside = unsafe {
         let mut info: libc::Dl_info = std::mem::zeroed();
-        (libc::dladdr(diffusion_shim_torch_address(), &mut info) != 0 && !info.dli_fname.is_null())
-            .then(|| PathBuf::from(CStr::from_ptr(info.dli_fname).to_string_lossy().into_owned()).with_file_name(NAME))
+        (libc::dladdr(diffusion_shim_torch_address(), &mut info) != 0 && !info.dli_fname.is_null()).then(
+            || {
+                PathBuf::from(CStr::from_ptr(info.dli_fname).to_string_lossy().into_owned())
+                    .with_file_name(NAME)
+            },
+        )
     };
     let name = beside.filter(|path| path.is_file()).unwrap_or_else(|| PathBuf::from(NAME));
     let name = CString::new(name.to_string_lossy().into_owned()).map_err(|error| error.to_string())?;
@@ -159,7 +163,10 @@ pub fn cuda_device_count() -> i32 {
 pub fn cuda_device(index: i32) -> Result<Device> {
     let cuda = cuda();
     if cuda.devices == 0 {
-        return Err(Error::DeviceUnavailable(format!("device is CUDA, which is not available: {}", cuda.why_not)));
+        return Err(Error::DeviceUnavailable(format!(
+            "device is CUDA, which is not available: {}",
+            cuda.why_not
+        )));
     }
     match usize::try_from(index) {
         Ok(found) if index < cuda.devices => Ok(Device::Cuda(found)),
@@ -189,7 +196,8 @@ pub fn prepare_thread() {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigfillset(&mut set);
         // What a thread does to itself must stay deadly, and profilers may look.
-        for signal in [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGABRT, libc::SIGPROF] {
+        for signal in [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGABRT, libc::SIGPROF]
+        {
             libc::sigdelset(&mut set, signal);
         }
         libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
@@ -270,7 +278,14 @@ pub fn update_scale(
 ) -> Result<()> {
     // SAFETY: three live tensors.
     check(unsafe {
-        diffusion_shim_update_scale(raw(scale), raw(growth_tracker), raw(found_inf), growth, backoff, interval)
+        diffusion_shim_update_scale(
+            raw(scale),
+            raw(growth_tracker),
+            raw(found_inf),
+            growth,
+            backoff,
+            interval,
+        )
     })
 }
 

@@ -10,6 +10,7 @@ use tch::{Device, Kind, Tensor};
 use super::adam::Adam;
 use super::grad_scaler::GradScaler;
 use super::{Precision, TrainingConfig};
+use crate::memory;
 use crate::noise::{Domain, Stream};
 use crate::schedule::{NoiseSchedule, Prediction};
 use crate::torch::{self, AutocastGuard, GradGuard, LowPrecision};
@@ -52,7 +53,12 @@ pub struct StepContext<'a> {
 
 impl Trainer {
     /// A trainer at step 0 for these weights.
-    pub fn new(unet: &UnetConfig, parameters: Parameters, config: &TrainingConfig, device: Device) -> Result<Self> {
+    pub fn new(
+        unet: &UnetConfig,
+        parameters: Parameters,
+        config: &TrainingConfig,
+        device: Device,
+    ) -> Result<Self> {
         parameters.set_requires_grad(true)?;
         let tensors: Vec<Tensor> = parameters.trainable().map(|(_, tensor)| tensor.shallow_clone()).collect();
         let _no_grad = GradGuard::set(false);
@@ -103,7 +109,8 @@ impl Trainer {
             }
             value = Some(loss as f32);
         } else if let (None, Some(norm)) = (&self.scaler, &norm) {
-            found_inf = found_inf.map(|found| Ok::<_, Error>(found.f_maximum(&not_finite(norm)?)?)).transpose()?;
+            found_inf =
+                found_inf.map(|found| Ok::<_, Error>(found.f_maximum(&not_finite(norm)?)?)).transpose()?;
         }
         if (context.cancelled)() {
             return Err(Error::Cancelled("train_step was cancelled: no weight has changed".into()));
@@ -150,7 +157,7 @@ impl Trainer {
         let shape = images.size();
         let batch = shape.first().copied().unwrap_or(0) as usize;
         let each = images.numel() / batch.max(1);
-        let mut noise = vec![0f32; images.numel()];
+        let mut noise = memory::zeroed(images.numel())?;
         let mut timesteps = Vec::with_capacity(batch);
         // Two draws a step; the counter's upper half moves on after 2^31 steps.
         let (high, draw) = (self.step >> 31, ((self.step & 0x7fff_ffff) * 2) as u32);
