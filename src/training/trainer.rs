@@ -149,7 +149,9 @@ impl Trainer {
             None => loss.shallow_clone(),
         };
         let gradients = Tensor::f_run_backward(&[scaled], &self.tensors, false, false)?;
-        Ok((loss.f_detach()?, gradients))
+        let _no_grad = GradGuard::set(false);
+        let gradients = gradients.into_iter().zip(&self.tensors).map(|(g, p)| laid_out_like(g, p));
+        Ok((loss.f_detach()?, gradients.collect::<Result<_>>()?))
     }
 
     /// What the network is to predict, from what, at which timesteps.
@@ -193,6 +195,17 @@ impl Dropout {
         torch::bernoulli(&mask, 1.0 - p, seed)?;
         Ok(x.f_mul(&mask)?.f_mul_scalar(1.0 / (1.0 - p))?)
     }
+}
+
+/// A gradient with its parameter's strides. Autograd hands out whatever layout the backward kernel made, and the
+/// fused optimizer walks both as flat memory: with other strides it would update the wrong weights.
+fn laid_out_like(gradient: Tensor, parameter: &Tensor) -> Result<Tensor> {
+    if gradient.stride() == parameter.stride() {
+        return Ok(gradient);
+    }
+    let mut copy = parameter.f_empty_like()?;
+    copy.f_copy_(&gradient)?;
+    Ok(copy)
 }
 
 /// 1 where a scalar is NaN or infinite, else 0; on its device, without waiting.
