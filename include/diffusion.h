@@ -193,18 +193,20 @@
 #define DIFFUSION_METHOD_HEUN 6
 
 /**
- * diffusion_sample_params.spacing, variance and clip_sample: what the process's checkpoint says, or else
- * diffusers' defaults: leading, fixed_small, clip.
+ * diffusion_sample_params.spacing, variance and clip_sample: what the process's checkpoint says; for a process that
+ * was made by diffusion_create trailing, fixed_small, clip.
  */
 #define DIFFUSION_DEFAULT -1
 
 /**
- * diffusion_sample_params.spacing: multiples of noise_steps / steps, counted from 0.
+ * diffusion_sample_params.spacing: multiples of floor(noise_steps / steps), counted from 0. Starts well below the
+ * last timestep where steps are few or do not divide noise_steps; here for diffusers' checkpoints.
  */
 #define DIFFUSION_SPACING_LEADING 0
 
 /**
- * diffusion_sample_params.spacing: multiples of noise_steps / steps, counted down from noise_steps - 1.
+ * diffusion_sample_params.spacing: multiples of noise_steps / steps, counted down from noise_steps - 1; right for
+ * any number of steps (arXiv 2305.08891).
  */
 #define DIFFUSION_SPACING_TRAILING 1
 

@@ -1,21 +1,23 @@
 //! Counter-based noise: a value is a pure function of (domain, seed, image, draw, index).
 //!
-//! A generator with a state would make an image depend on the batch it was computed in, on the images before it and
-//! on who else drew. Here nothing has a state: [`Stream`] names one sequence per image, a *draw* of it is one use (a
-//! denoising step, a layer's weights), and value `j` of a draw is the same whoever asks, in what order, on which
-//! thread and for how many values at once. libtorch's generators are never touched.
+//! A generator with a state would make an image depend on the batch it was computed in, on the images before it
+//! and on who else drew. Here nothing has a state: [`Stream`] names one sequence per image, a *draw* of it is
+//! one use (a denoising step, a layer's weights), and value `j` of a draw is the same whoever asks, in what
+//! order, on which thread and for how many values at once. libtorch's generators are never touched.
 //!
-//! The bits are Philox4x32-10 (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011):
+//! The bits are Philox4x32-10 (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC
+//! 2011):
 //!
 //! ```text
 //! key     = [seed low, seed high]
 //! counter = [block within the draw, draw, image low, image high ^ domain]     4 words of 32 bits come out
 //! ```
 //!
-//! Normals are Box and Muller's (1958), two from two words, computed in f64 and rounded once to f32. Only additions,
-//! multiplications, divisions and square roots are used, each of which IEEE 754 rounds in one way: `ln`, `sin` and
-//! `cos` of a platform's libm differ in their last bits between versions and processors, and would make a seed mean
-//! another image there. The same lines compiled for a GPU without fused multiply-add give the same bits.
+//! Normals are Box and Muller's (1958), two from two words, computed in f64 and rounded once to f32. Only
+//! additions, multiplications, divisions and square roots are used, each of which IEEE 754 rounds in one way:
+//! `ln`, `sin` and `cos` of a platform's libm differ in their last bits between versions and processors, and
+//! would make a seed mean another image there. The same lines compiled for a GPU without fused multiply-add
+//! give the same bits.
 
 use std::f64::consts::LN_2;
 
@@ -33,8 +35,8 @@ pub enum Domain {
 }
 
 impl Domain {
-    /// Mixed into the top word of the counter, whose low bits hold real images only from 2^32 images on: these bits
-    /// are far above.
+    /// Mixed into the top word of the counter, whose low bits hold real images only from 2^32 images on: these
+    /// bits are far above.
     fn tag(self) -> u32 {
         match self {
             Domain::Sample => 0,
@@ -45,16 +47,16 @@ impl Domain {
     }
 }
 
-/// The noise of one image (or of one thing that draws as an image does): a name, not a state, so it is `Copy` and may
-/// be used from any thread.
+/// The noise of one image (or of one thing that draws as an image does): a name, not a state, so it is `Copy`
+/// and may be used from any thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stream {
     key: [u32; 2],
     image: [u32; 2],
 }
 
-/// Blocks computed side by side. Each step of the arithmetic is a loop over the lanes, which the compiler turns into
-/// vector instructions.
+/// Blocks computed side by side. Each step of the arithmetic is a loop over the lanes, which the compiler turns
+/// into vector instructions.
 const LANES: usize = 16;
 /// Words, and so values, of a block.
 const WORDS: usize = 4;
@@ -74,7 +76,8 @@ impl Stream {
         self.fill(draw, out, normals);
     }
 
-    /// Fills `out` with the first values of draw number `draw`, each uniform on the 2^24 multiples of 2^-24 in [0, 1).
+    /// Fills `out` with the first values of draw number `draw`, each uniform on the 2^24 multiples of 2^-24 in
+    /// [0, 1).
     ///
     /// The values come from the same words as the normals of the same draw: use a draw for one of the two.
     pub fn fill_uniform(&self, draw: u32, out: &mut [f32]) {
@@ -83,8 +86,8 @@ impl Stream {
 
     /// A whole number uniform on `0..n` (0 where `n` is 0), from the first words of draw number `draw`.
     ///
-    /// The high half of a 64-bit word times `n` (Lemire 2019, without the rejection): the probabilities of two numbers
-    /// differ by a part in 2^64 / n.
+    /// The high half of a 64-bit word times `n` (Lemire 2019, without the rejection): the probabilities of two
+    /// numbers differ by a part in 2^64 / n.
     pub fn below(&self, draw: u32, n: u64) -> u64 {
         let [[low], [high], _, _] = philox(self.counter([0], draw), self.key);
         let word = u64::from(high) << 32 | u64::from(low);
@@ -257,8 +260,8 @@ mod tests {
         );
     }
 
-    /// The sequence is part of what a seed means: a change here changes every image that anyone ever sampled. The values
-    /// come from a second implementation, in Python with its own `math.log`, `sin` and `cos`.
+    /// The sequence is part of what a seed means: a change here changes every image that anyone ever sampled.
+    /// The values come from a second implementation, in Python with its own `math.log`, `sin` and `cos`.
     #[test]
     fn golden_values() {
         let mut normals = [0f32; 6];
@@ -314,7 +317,8 @@ mod tests {
         assert_eq!(seen.len(), draws);
     }
 
-    /// Independence across neighbours in each direction of the counter: correlation of 2^18 pairs is below 5 / 2^9.
+    /// Independence across neighbours in each direction of the counter: correlation of 2^18 pairs is below 5 /
+    /// 2^9.
     #[test]
     fn neighbours_are_uncorrelated() {
         let values = |domain, seed, image, draw| {

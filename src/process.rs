@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use crate::checkpoint::{self, SchedulerConfig, TrainingState};
+use crate::checkpoint::{self, CheckpointRef, SchedulerConfig, TrainingState, WeightType};
 use crate::memory;
 use crate::noise::{Domain, Stream};
 use crate::pixels::Format;
@@ -300,14 +300,13 @@ impl DiffusionProcess {
             config: self.config.training.clone(),
         };
         let meta = serde_json::to_value(meta).map_err(|error| Error::Internal(error.to_string()))?;
-        checkpoint::write(
-            path,
-            &self.config.unet,
-            trainer.sampling_parameters(),
-            &self.config.scheduler,
-            Some(&TrainingState { tensors, meta }),
-            Kind::Float,
-        )
+        let checkpoint = CheckpointRef {
+            unet: &self.config.unet,
+            parameters: trainer.sampling_parameters(),
+            scheduler: &self.config.scheduler,
+            training: Some(&TrainingState { tensors, meta }),
+        };
+        checkpoint::write(path, &checkpoint, WeightType::F32)
     }
 
     /// Takes over the training state of a checkpoint whose sampling weights are in place already.

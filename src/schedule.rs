@@ -1,8 +1,8 @@
 //! The noise schedule: how much of the image and how much noise x_t holds at each timestep.
 //!
-//! q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I), abar_t = prod_{s<=t} (1 - beta_s) (Ho, Jain, Abbeel, "Denoising
-//! diffusion probabilistic models", arXiv 2006.11239, equation 4). Timesteps count from 0: abar_0 already holds one
-//! step of noise. Everything is computed and kept in f64; f32 is what leaves the module.
+//! q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I), abar_t = prod_{s<=t} (1 - beta_s) (Ho, Jain, Abbeel,
+//! "Denoising diffusion probabilistic models", arXiv 2006.11239, equation 4). Timesteps count from 0: abar_0
+//! already holds one step of noise. Everything is computed and kept in f64; f32 is what leaves the module.
 
 use tch::Tensor;
 
@@ -11,7 +11,8 @@ use crate::{Error, Result};
 /// The most timesteps that a schedule may have.
 pub const MAX_NOISE_STEPS: usize = 100_000;
 
-/// The least beta of a table. Less cannot be told from no noise at all, and leaves sqrt(1 - abar) without meaning in f32.
+/// The least beta of a table. Less cannot be told from no noise at all, and leaves sqrt(1 - abar) without
+/// meaning in f32.
 const MIN_BETA: f64 = 1e-20;
 
 /// Above this sqrt(abar) at the first timestep of sampling, the start from pure noise is visibly off the data.
@@ -22,16 +23,19 @@ pub(crate) const FAINT_SIGNAL: f64 = 0.1;
 pub enum BetaSchedule {
     /// Evenly from beta_start to beta_end (arXiv 2006.11239: 1e-4 to 0.02 over 1000 steps).
     Linear,
-    /// beta_t = 1 - abar((t+1)/T) / abar(t/T) with abar(u) = cos^2((u + 0.008) / 1.008 * pi/2), clipped to [beta_start,
-    /// beta_end] (Nichol, Dhariwal, "Improved DDPM", arXiv 2102.09672, equation 17; the paper clips at 0.999).
+    /// beta_t = 1 - abar((t+1)/T) / abar(t/T) with abar(u) = cos^2((u + 0.008) / 1.008 * pi/2), clipped to
+    /// [beta_start, beta_end] (Nichol, Dhariwal, "Improved DDPM", arXiv 2102.09672, equation 17; the paper
+    /// clips at 0.999).
     Cosine,
     /// beta_start + (beta_end - beta_start) (1 - cos(pi t/(T-1))) / 2: half a cosine wave between the two.
     CosineRamp,
-    /// The squares of evenly spaced roots of beta (latent diffusion, arXiv 2112.10752; diffusers' `scaled_linear`).
+    /// The squares of evenly spaced roots of beta (latent diffusion, arXiv 2112.10752; diffusers'
+    /// `scaled_linear`).
     ScaledLinear,
     /// beta_start + (beta_end - beta_start) sigmoid(-6..6) (GeoDiff, arXiv 2203.02923; diffusers' `sigmoid`).
     Sigmoid,
-    /// The caller's own betas, one per timestep (diffusers' `trained_betas`). beta_start and beta_end are not used.
+    /// The caller's own betas, one per timestep (diffusers' `trained_betas`). beta_start and beta_end are not
+    /// used.
     Given(Vec<f64>),
 }
 
@@ -72,9 +76,9 @@ pub struct ScheduleConfig {
     pub beta_end: f64,
     /// How many timesteps there are, 1 to [`MAX_NOISE_STEPS`].
     pub noise_steps: usize,
-    /// Shifts and scales sqrt(abar) so that the last timestep is pure noise (Lin, Liu, Li, Yang, arXiv 2305.08891,
-    /// algorithm 1). Of use with [`Prediction::Velocity`] or [`Prediction::Sample`]: predicting the noise says nothing
-    /// of the image where there is only noise.
+    /// Shifts and scales sqrt(abar) so that the last timestep is pure noise (Lin, Liu, Li, Yang, arXiv
+    /// 2305.08891, algorithm 1). Of use with [`Prediction::Velocity`] or [`Prediction::Sample`]: predicting the
+    /// noise says nothing of the image where there is only noise.
     pub rescale_zero_terminal_snr: bool,
 }
 
@@ -104,8 +108,8 @@ pub struct NoiseSchedule {
     pub sqrt_alpha_cumprod: Vec<f64>,
     /// sqrt(1 - abar_t).
     pub sqrt_one_minus_alpha_cumprod: Vec<f64>,
-    /// ln abar_t: exact where abar_t itself underflows, which the default betas over 100,000 steps do. Negative infinity
-    /// where a beta of 1 has left nothing of the image.
+    /// ln abar_t: exact where abar_t itself underflows, which the default betas over 100,000 steps do. Negative
+    /// infinity where a beta of 1 has left nothing of the image.
     log_alpha_cumprod: Vec<f64>,
 }
 
@@ -113,8 +117,8 @@ impl NoiseSchedule {
     /// Computes the tables.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where `noise_steps`, `beta_start`, `beta_end` or a given beta is out of its range (NaN
-    /// is in none).
+    /// [`Error::InvalidArgument`] where `noise_steps`, `beta_start`, `beta_end` or a given beta is out of its
+    /// range (NaN is in none).
     pub fn new(config: &ScheduleConfig) -> Result<Self> {
         let steps = config.noise_steps;
         if !(1..=MAX_NOISE_STEPS).contains(&steps) {
@@ -172,8 +176,9 @@ impl NoiseSchedule {
         let signal = self.terminal_signal();
         (signal > FAINT_SIGNAL).then(|| {
             format!(
-                "sqrt(alpha_cumprod) is {signal:.3} at the last of {} timesteps: above {FAINT_SIGNAL}, sampling from pure \
-                 noise starts off the data; raise beta_end or noise_steps, or use the cosine schedule with beta_end 0.999",
+                "sqrt(alpha_cumprod) is {signal:.3} at the last of {} timesteps: above {FAINT_SIGNAL}, sampling from \
+                 pure noise starts off the data; raise beta_end or noise_steps, or use the cosine schedule with \
+                 beta_end 0.999",
                 self.noise_steps()
             )
         })
@@ -205,8 +210,8 @@ impl NoiseSchedule {
         }
     }
 
-    /// sqrt((1 - abar) / abar) of each timestep: the noise level sigma of Karras et al. (arXiv 2206.00364), infinite
-    /// where nothing of the image is left.
+    /// sqrt((1 - abar) / abar) of each timestep: the noise level sigma of Karras et al. (arXiv 2206.00364),
+    /// infinite where nothing of the image is left.
     pub(crate) fn spreads(&self) -> Vec<f64> {
         self.log_alpha_cumprod.iter().map(|&log| spread(log)).collect()
     }
@@ -234,7 +239,8 @@ impl NoiseSchedule {
     }
 
     /// v = sqrt(abar_t) eps - sqrt(1 - abar_t) x0, what a network with [`Prediction::Velocity`] is to say of
-    /// [`Self::add_noise`]'s x_t (arXiv 2202.00512, section 4). Shapes and errors are those of [`Self::add_noise`].
+    /// [`Self::add_noise`]'s x_t (arXiv 2202.00512, section 4). Shapes and errors are those of
+    /// [`Self::add_noise`].
     pub fn velocity(&self, images: &Tensor, noise: &Tensor, timesteps: &[i64]) -> Result<Tensor> {
         let (signal, spread) = self.coefficients(images, noise, timesteps)?;
         Ok(noise.f_mul(&signal)?.f_sub_(&images.f_mul(&spread)?)?)
@@ -352,8 +358,8 @@ fn checked(given: &[f64], steps: usize) -> Result<Vec<f64>> {
     }
 }
 
-/// Algorithm 1 of arXiv 2305.08891: sqrt(abar) is moved so that its last value is 0 and stretched so that its first
-/// value stays.
+/// Algorithm 1 of arXiv 2305.08891: sqrt(abar) is moved so that its last value is 0 and stretched so that its
+/// first value stays.
 fn rescale_zero_terminal_snr(betas: &[f64]) -> Result<Vec<f64>> {
     let roots = running(betas, 1.0, |product, beta| product * (1.0 - beta).sqrt());
     let (Some(&first), Some(&last)) = (roots.first(), roots.last()) else { return Ok(Vec::new()) };

@@ -80,9 +80,9 @@ class span {
     constexpr span(T *data, std::size_t size) noexcept : data_(data), size_(size) {}
     template <typename C, typename = decltype(std::size(std::declval<C &>())),
               typename = std::enable_if_t<
-                  std::is_convertible_v<elements_of<std::remove_reference_t<C> > (*)[], T (*)[]> &&
-                  !std::is_same_v<std::remove_cv_t<std::remove_reference_t<C> >, span> &&
-                  (std::is_lvalue_reference_v<C> || std::is_const_v<T>)> >
+                  std::is_convertible_v<elements_of<std::remove_reference_t<C>> (*)[], T (*)[]> &&
+                  !std::is_same_v<std::remove_cv_t<std::remove_reference_t<C>>, span> &&
+                  (std::is_lvalue_reference_v<C> || std::is_const_v<T>)>>
     constexpr span(C &&container) noexcept : data_(std::data(container)), size_(std::size(container)) {}
 
     constexpr T *data() const noexcept { return data_; }
@@ -102,8 +102,7 @@ class span {
 };
 #endif
 
-/// DIFFUSION_OK and the DIFFUSION_ERROR_* constants. A later library may return numbers that are not listed
-/// here.
+/// DIFFUSION_OK and the DIFFUSION_ERROR_* constants. A later library may return other numbers.
 enum class Status : std::int32_t {
     ok = DIFFUSION_OK,
     invalid_argument = DIFFUSION_ERROR_INVALID_ARGUMENT,
@@ -207,8 +206,7 @@ inline std::string version() {
     return diffusion_version();
 }
 
-/// The interface version of the loaded library. Process compares it with the header's and throws if they
-/// differ.
+/// The interface version of the loaded library. Process throws if the header's is another.
 inline std::uint32_t abi_version() noexcept {
     return diffusion_abi_version();
 }
@@ -344,8 +342,7 @@ inline const char *c_string(const std::string &name) {
     return name.c_str();
 }
 
-// Whole milliseconds for the C interface, rounded up so that no wait is shorter than asked; -1 is without
-// limit.
+// Whole milliseconds for the C interface, rounded up so that no wait is shorter than asked; -1: no limit.
 template <typename Rep, typename Period>
 std::int64_t milliseconds(std::chrono::duration<Rep, Period> duration) {
     using Millis = std::chrono::duration<double, std::milli>;
@@ -899,8 +896,7 @@ class Process {
 
     void remember_image_len() { image_len_ = config().image_len(); }
 
-    // The length for num_samples images; the library refuses a number that it cannot make before it is
-    // allocated.
+    // The length for num_samples images; the library refuses absurd numbers before they are allocated.
     std::size_t floats_of(std::size_t num_samples) const {
         SampleParams params;
         params.num_samples = num_samples;

@@ -23,9 +23,9 @@ type Config struct {
 	Seed        uint64 // determines the initial weights and all randomness of training. Default 0
 
 	LayersPerBlock   int     // residual blocks of each level, 1..=8. Default 2
-	AttentionLevels  int     // bit i set: attention at level i; -1: at the deepest, if it has at most 256 pixels. Default -1
+	AttentionLevels  int     // bit i set: attention at level i (0: full resolution); -1: chosen by the library. Default -1
 	AttentionHeadDim int     // channels of an attention head; 0: one head. Default 0
-	NormNumGroups    int     // groups of each group normalisation; 0: the largest divisor up to 32. Default 0
+	NormNumGroups    int     // groups of each group normalisation; 0: chosen by the library. Default 0
 	Dropout          float64 // probability that a feature is dropped in training, [0, 1). Default 0
 
 	Optimizer      Optimizer // default OptimizerAdam

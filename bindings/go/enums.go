@@ -80,8 +80,8 @@ type Method int32
 const (
 	MethodDDPM           Method = 0 // "ddpm": ancestral sampling (arXiv 2006.11239)
 	MethodDDIM           Method = 1 // "ddim": arXiv 2010.02502
-	MethodDPMSolver2M    Method = 2 // "dpm-solver-pp-2m": DPM-Solver++ 2M (arXiv 2211.01095), deterministic
-	MethodDPMSolver2MSDE Method = 3 // "dpm-solver-pp-2m-sde": the SDE form of it
+	MethodDPMSolver2M    Method = 2 // "dpm-solver++": DPM-Solver++ 2M (arXiv 2211.01095), deterministic
+	MethodDPMSolver2MSDE Method = 3 // "dpm-solver++-sde": the SDE form of it
 	MethodUniPC          Method = 4 // "unipc": arXiv 2302.04867
 	MethodEuler          Method = 5 // "euler": on the probability-flow ODE (arXiv 2206.00364)
 	MethodHeun           Method = 6 // "heun": second order on the same ODE; two network calls a step
@@ -174,7 +174,7 @@ var (
 	optimizerNames  = enum{"optimizer", 0, []string{"adam", "adamw"}}
 	precisionNames  = enum{"precision", 0, []string{"f32", "f16", "bf16"}}
 	tableNames      = enum{"table", 0, []string{"beta", "alpha", "alpha-cumprod", "sqrt-alpha-cumprod", "sqrt-one-minus-alpha-cumprod"}}
-	methodNames     = enum{"method", 0, []string{"ddpm", "ddim", "dpm-solver-pp-2m", "dpm-solver-pp-2m-sde", "unipc", "euler", "heun"}}
+	methodNames     = enum{"method", 0, []string{"ddpm", "ddim", "dpm-solver++", "dpm-solver++-sde", "unipc", "euler", "heun"}}
 	spacingNames    = enum{"spacing", -1, []string{"default", "leading", "trailing", "linspace", "karras"}}
 	varianceNames   = enum{"variance", -1, []string{"default", "fixed-small", "fixed-large"}}
 	choiceNames     = enum{"choice", -1, []string{"default", "no", "yes"}}

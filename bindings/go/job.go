@@ -37,7 +37,8 @@ type jobState struct {
 	mutex       sync.Mutex
 	users       int // calls under way
 	closed      bool
-	progressErr error // what the progress function returned to cancel the job
+	refused     bool  // the progress function returned an error or panicked: it is not called again
+	progressErr error // what it returned
 }
 
 // progressLink is what the library's progress callback reaches, by ref: a channel to the goroutine that waits.
@@ -270,6 +271,18 @@ func (j *Job) wait(ms int64) error {
 	})
 }
 
+func (s *jobState) refuse(err error) {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	s.refused, s.progressErr = true, err
+}
+
+func (s *jobState) hasRefused() bool {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	return s.refused
+}
+
 func (j *Job) waitWithProgress(handle uintptr, ms int64) error {
 	s := j.state
 	ended := make(chan error, 1)
@@ -282,6 +295,7 @@ func (j *Job) waitWithProgress(handle uintptr, ms int64) error {
 			return
 		}
 		// The progress function panicked or called Goexit, which goes on when the library has let go of us.
+		s.refuse(nil)
 		s.cancel()
 		current.goOn <- false
 		for {
@@ -296,11 +310,13 @@ func (j *Job) waitWithProgress(handle uintptr, ms int64) error {
 	for {
 		select {
 		case current = <-s.link.ticks:
+			if s.hasRefused() {
+				current.goOn <- false
+				continue
+			}
 			err := j.progress(current.done, current.total)
 			if err != nil {
-				s.mutex.Lock()
-				s.progressErr = err
-				s.mutex.Unlock()
+				s.refuse(err)
 			}
 			current.goOn <- err == nil
 		case err := <-ended:

@@ -56,15 +56,15 @@ func find(variable string, executable func() (string, error)) (string, error) {
 	if variable != "" {
 		for _, path := range []string{filepath.Join(variable, soname), filepath.Join(variable, "libdiffusion.so"), variable} {
 			if isFile(path) {
-				return real(path), nil
+				return resolve(path), nil
 			}
 		}
 		return "", &LibraryError{Path: variable, Reason: "DIFFUSION_LIB names it, but it is neither a file nor a folder with " +
 			soname + " in it"}
 	}
 	if program, err := executable(); err == nil {
-		if path := filepath.Join(filepath.Dir(real(program)), soname); isFile(path) {
-			return real(path), nil
+		if path := filepath.Join(filepath.Dir(resolve(program)), soname); isFile(path) {
+			return resolve(path), nil
 		}
 	}
 	return soname, nil
@@ -75,8 +75,8 @@ func isFile(path string) bool {
 	return err == nil && !info.IsDir()
 }
 
-// real resolves symbolic links: the loader's $ORIGIN, by which the library finds libtorch beside itself, does not.
-func real(path string) string {
+// resolve follows symbolic links: the loader's $ORIGIN, by which the library finds libtorch beside itself, does not.
+func resolve(path string) string {
 	if resolved, err := filepath.EvalSymlinks(path); err == nil {
 		path = resolved
 	}

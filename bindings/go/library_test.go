@@ -86,7 +86,7 @@ func TestVersions(t *testing.T) {
 }
 
 func TestFind(t *testing.T) {
-	folder := real(t.TempDir())
+	folder := resolve(t.TempDir())
 	file := func(name string) string {
 		path := filepath.Join(folder, name)
 		must(t, os.MkdirAll(filepath.Dir(path), 0o755))

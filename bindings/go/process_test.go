@@ -430,3 +430,16 @@ func TestContextThatHasEnded(t *testing.T) {
 		t.Errorf("StepCount() is %d, %v", count, err)
 	}
 }
+
+// BenchmarkAddNoise is what one call costs: the arithmetic of one 3x32x32 image is small beside it.
+func BenchmarkAddNoise(b *testing.B) {
+	p := tiny(b, func(c *Config) { c.ImageSize = 32 })
+	images := make([]float32, 3*32*32)
+	noisy, noise := like(images), like(images)
+	timesteps := []int64{3}
+	ctx, cancel := context.WithCancel(background)
+	defer cancel()
+	for b.Loop() {
+		must(b, p.AddNoiseInto(ctx, images, timesteps, 1, noisy, noise))
+	}
+}

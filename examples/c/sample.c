@@ -1,5 +1,4 @@
-/* Trains a tiny model on one made-up picture, samples it and writes sample.ppm: all of libdiffusion in C99.
- */
+/* Trains a tiny model on one made-up picture, samples it and writes sample.ppm: libdiffusion from C99. */
 #include <diffusion.h>
 #include <stdio.h>
 
@@ -16,6 +15,7 @@ int main(void) {
     config.hidden_dims_len = 2;
     config.hidden_dims[0] = 32;
     config.hidden_dims[1] = 64;
+    config.prediction_type = DIFFUSION_PREDICTION_SAMPLE; /* learns a single picture fastest */
     config.learning_rate = 0.002;
     CHECK(diffusion_create(&config, &process));
 

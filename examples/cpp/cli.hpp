@@ -6,8 +6,10 @@
 
 #include <CLI/CLI.hpp>
 #include <charconv>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 #include <map>
 #include <new>
@@ -55,6 +57,26 @@ inline std::vector<std::string> names(const Choices &choices) {
     return all;
 }
 
+// CLI11 2.1 reads -1 as the largest unsigned number, and its own check of a sign quotes the largest double.
+inline CLI::Validator whole_number(std::uint64_t least) {
+    return {[least](const std::string &text) {
+                std::uint64_t value = 0;
+                const char *const end = text.data() + text.size();
+                const auto [next, error] = std::from_chars(text.data(), end, value);
+                const bool good = error == std::errc() && next == end && value >= least;
+                return good ? std::string()
+                            : text + ": must be a whole number from " + std::to_string(least) + " on";
+            },
+            ""};
+}
+inline const CLI::Validator above_zero(
+    [](const std::string &text) {
+        char *end = nullptr;
+        const double value = std::strtod(text.c_str(), &end);
+        return std::isfinite(value) && value > 0 ? std::string() : text + ": must be above 0";
+    },
+    "");
+
 // auto, cpu, cuda or cuda:N into config.device and config.device_index.
 inline void set_device(diffusion::Config &config, const std::string &text) {
     if (text == "auto") {
@@ -73,6 +95,23 @@ inline void set_device(diffusion::Config &config, const std::string &text) {
         }
         config.device = DIFFUSION_DEVICE_CUDA;
         config.device_index = index;
+    }
+}
+
+// "64,128" -> {64, 128}
+inline std::vector<std::int32_t> parse_list(const std::string &option, const std::string &text) {
+    std::vector<std::int32_t> values;
+    const char *at = text.data();
+    const char *const end = at + text.size();
+    while (true) {
+        const auto [next, error] = std::from_chars(at, end, values.emplace_back());
+        if (error != std::errc() || (next != end && *next != ',')) {
+            throw std::runtime_error(option + " is " + text + ": must be whole numbers between commas");
+        }
+        if (next == end) {
+            return values;
+        }
+        at = next + 1;
     }
 }
 

@@ -1,8 +1,7 @@
 // Training images for train_textures: read once, kept as bytes, cut and augmented into batches of floats.
 //
 // The batch of a step depends on (seed, step) alone, through a counter-based generator, so that a run that is
-// stopped and resumed sees what an uninterrupted one would have seen. Every picture is used once in each
-// epoch.
+// stopped and resumed sees what an uninterrupted one would have seen. An epoch uses every picture once.
 
 #ifndef EXAMPLES_DATASET_HPP
 #define EXAMPLES_DATASET_HPP
@@ -91,8 +90,7 @@ class Dataset {
         }
     }
 
-    // pixels: bytes [height, width, channels]. A picture that is smaller than the images is counted and left
-    // out.
+    // pixels: bytes [height, width, channels]. A picture smaller than the images is counted and left out.
     void add(std::size_t width, std::size_t height, const std::vector<std::uint8_t> &pixels) {
         if (width < size_ || height < size_) {
             ++too_small_;
@@ -156,8 +154,7 @@ class Dataset {
     std::array<float, 256> to_float_{};
 };
 
-// Each factor x factor block of pixels becomes their mean; what is left over at the right and the bottom is
-// dropped.
+// Each factor x factor block of pixels becomes their mean; what is left over at the edges is dropped.
 inline Image scale_down(const Image &image, std::size_t factor) {
     Image out(image.width / factor, image.height / factor);
     const std::size_t area = factor * factor;
@@ -212,9 +209,10 @@ inline Dataset read_png_folders(const std::vector<std::string> &folders, std::si
 
 // A whole file, of at least so many bytes.
 inline std::vector<std::uint8_t> read_bytes(const std::filesystem::path &path, std::size_t at_least) {
+    // A folder opens as a file does, and then claims to be as long as can be.
     std::ifstream file(path, std::ios::binary | std::ios::ate);
     const std::streamoff length = file ? static_cast<std::streamoff>(file.tellg()) : -1;
-    if (length < 0) {
+    if (length < 0 || !std::filesystem::is_regular_file(path)) {
         throw std::runtime_error("cannot read " + path.string());
     }
     std::vector<std::uint8_t> bytes(static_cast<std::size_t>(length));

@@ -37,6 +37,7 @@ struct Options {
 };
 
 void add_options(CLI::App &app, Options &o) {
+    app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
     auto *model = app.add_option("--model", o.model, "Checkpoint folder: train_textures' or diffusers'")
                       ->type_name("FOLDER")
                       ->capture_default_str();
@@ -50,11 +51,13 @@ void add_options(CLI::App &app, Options &o) {
         ->check(CLI::IsMember(examples::names(examples::methods)))
         ->capture_default_str();
     app.add_option("--steps", o.steps, "Denoising steps. Default: 50; for ddpm all of the model's")
-        ->check(CLI::PositiveNumber);
+        ->check(examples::whole_number(1));
     app.add_option("--eta", o.eta, "DDIM's randomness, 0 to 1")
         ->check(CLI::Range(0.0, 1.0))
         ->capture_default_str();
-    app.add_option("--seed", o.seed, "Texture i is determined by the seed and i")->capture_default_str();
+    app.add_option("--seed", o.seed, "Texture i is determined by the seed and i")
+        ->check(examples::whole_number(0))
+        ->capture_default_str();
     app.add_option("--device", o.device, "auto, cpu, cuda or cuda:N")->capture_default_str();
     app.add_option("--threads", o.threads, "Threads that the CPU computes with. Default: one a core")
         ->check(CLI::Range(1, 1024));
@@ -95,7 +98,7 @@ int make(const Options &o) {
     std::optional<examples::ProgressDisplay> display;
     params.progress = [&](diffusion::Progress progress) {
         if (!display) {
-            display.emplace("denoising", 0, progress.total);
+            display.emplace("denoising", progress.done, progress.total);
         }
         display->update(progress.done, "");
         return !examples::interrupted();

@@ -118,8 +118,7 @@ inline double nice_step(double at_least) {
     return 10 * power;
 }
 
-// Round values in lo..hi: powers of ten with 2 and 5 between them, or an even spacing where the range is
-// small.
+// Round values in lo..hi: powers of ten with 2 and 5 between them, or an even spacing in a small range.
 inline std::vector<double> log_ticks(double lo, double hi) {
     std::vector<double> ticks;
     if (hi / lo < 5) {

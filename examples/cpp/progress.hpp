@@ -62,18 +62,20 @@ class ProgressDisplay {
             return;
         }
         last_line_ = now;
+        std::string text = figures;
         const double seconds = std::chrono::duration<double>(now - started_).count();
-        const double rate = seconds > 0 ? static_cast<double>(done - start_) / seconds : 0;
-        const double left = rate > 0 ? static_cast<double>(total_ - std::min(done, total_)) / rate : 0;
-        char speed[64];
-        std::snprintf(speed, sizeof speed, rate < 9.95 ? "%.1f/s" : "%.0f/s", rate);
-        const std::string text =
-            figures + (figures.empty() ? "" : "  ") + speed + "  eta " + clock_text(left);
+        if (done > start_ && seconds > 0.5) {  // sooner a rate is only noise
+            const double rate = static_cast<double>(done - start_) / seconds;
+            const double left = static_cast<double>(total_ - std::min(done, total_)) / rate;
+            char speed[32];
+            std::snprintf(speed, sizeof speed, rate < 9.95 ? "%.1f/s" : "%.0f/s", rate);
+            text += (text.empty() ? "" : "  ") + std::string(speed) + "  eta " + clock_text(left);
+        }
         if (display_) {
             status_->message(text);
         } else {
-            std::printf("%s %llu/%llu  %s\n", unit_.c_str(), static_cast<unsigned long long>(done),
-                        static_cast<unsigned long long>(total_), text.c_str());
+            std::printf("%s %llu/%llu%s%s\n", unit_.c_str(), static_cast<unsigned long long>(done),
+                        static_cast<unsigned long long>(total_), text.empty() ? "" : "  ", text.c_str());
             std::fflush(stdout);
         }
     }

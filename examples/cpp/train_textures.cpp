@@ -74,6 +74,7 @@ CLI::Option *network_option(CLI::App &app, Options &options, const std::string &
 }
 
 void add_options(CLI::App &app, Options &o) {
+    app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
     using Config = diffusion::Config;
     using examples::names;
     auto *source = app.add_option_group("source", "What to train on (one of these)");
@@ -103,35 +104,40 @@ void add_options(CLI::App &app, Options &o) {
     app.add_flag("--resume", o.resume, "Fail if --out holds no checkpoint, in place of starting one")
         ->excludes(fresh);
     app.add_option("--steps", o.steps, "Training steps in all, those before a resume included")
-        ->check(CLI::PositiveNumber)
+        ->check(examples::whole_number(1))
         ->capture_default_str();
     app.add_option("--batch", o.batch, "Images in a step")
         ->check(CLI::Range(1, 65536))
         ->capture_default_str();
     app.add_option("--save-every", o.save_every, "Steps between checkpoints; 0: only at the end")
+        ->check(examples::whole_number(0))
         ->capture_default_str();
     app.add_option("--sample-every", o.sample_every, "Steps between pictures of samples; 0: only at the end")
+        ->check(examples::whole_number(0))
         ->capture_default_str();
     app.add_option("--loss-every", o.loss_every,
                    "Steps between looks at the loss, which on CUDA cost a wait each")
-        ->check(CLI::PositiveNumber)
+        ->check(examples::whole_number(1))
         ->capture_default_str();
 
     app.add_option("--learning-rate", o.learning_rate,
                    "Step size of Adam. Default: 0.0001; 0.0002 for --cifar10")
-        ->check(CLI::PositiveNumber);
+        ->check(examples::above_zero);
     app.add_option("--warmup", o.warmup, "Steps over which the learning rate rises linearly")
+        ->check(examples::whole_number(0))
         ->capture_default_str();
     app.add_flag("--cosine-decay", o.cosine_decay,
                  "Let the learning rate fall to 0 at --steps, along a half cosine");
 
     network_option<std::int32_t>(
         app, o, "--size", [](Config &c, std::int32_t v) { c.image_size = v; },
-        "Height and width of the images. Default: 32; the file's for --idx");
-    network_option<std::vector<std::int32_t>>(
-        app, o, "--hidden-dims", [](Config &c, const std::vector<std::int32_t> &v) { c.set_hidden_dims(v); },
+        "Height and width of the images. Default: 32; the file's for --idx")
+        ->check(examples::whole_number(1));
+    network_option<std::string>(
+        app, o, "--hidden-dims",
+        [](Config &c, const std::string &v) { c.set_hidden_dims(examples::parse_list("--hidden-dims", v)); },
         "Channels of each U-Net level. Default: 64,128,256; 128,256,256,256 for --cifar10")
-        ->delimiter(',');
+        ->type_name("N,N,...");
     network_option<std::int32_t>(
         app, o, "--layers-per-block", [](Config &c, std::int32_t v) { c.layers_per_block = v; },
         "Residual blocks of each level. Default: 2");
@@ -176,7 +182,9 @@ void add_options(CLI::App &app, Options &o) {
     network_option<std::int32_t>(
         app, o, "--threads", [](Config &c, std::int32_t v) { c.num_threads = v; },
         "Threads that the CPU computes with. Default: one a core");
-    app.add_option("--seed", o.seed, "Determines weights, batches and noise")->capture_default_str();
+    app.add_option("--seed", o.seed, "Determines weights, batches and noise")
+        ->check(examples::whole_number(0))
+        ->capture_default_str();
 }
 
 // The configuration of a run from the start: the source's preset, then the command line.
@@ -282,8 +290,7 @@ class LossLog {
   public:
     explicit LossLog(const fs::path &folder) : folder_(folder) {}
 
-    // Reads what an earlier run wrote, up to the step that is resumed from: later rows are of steps never
-    // saved.
+    // Reads what an earlier run wrote, up to the step that is resumed from: later rows were never saved.
     void resume_at(std::uint64_t step) {
         std::ifstream file(folder_ / "loss.csv");
         std::string line;
@@ -335,8 +342,8 @@ class LossLog {
     double seen_ = 0;
 };
 
-// Sixteen samples from the same noise each time, so that the pictures show how the model changes. False:
-// interrupted.
+// Sixteen samples from the same noise each time, so that the pictures show how the model changes. Returns
+// false if Ctrl-C came in between.
 bool write_samples(const diffusion::Process &process, const Options &o, const fs::path &path) {
     diffusion::SampleParams params;
     params.num_samples = 16;

@@ -205,7 +205,14 @@ pub(super) fn to_process_config(
     let prediction = pick("prediction_type", config.prediction_type, &PREDICTIONS, "DIFFUSION_PREDICTION_*")?;
     let result = ProcessConfig {
         unet: unet_config(config)?,
-        scheduler: SchedulerConfig { schedule, prediction, ..SchedulerConfig::default() },
+        // diffusers' leading spacing starts below the last timestep unless the steps divide them: trailing is right
+        // for every number of steps, 1 included.
+        scheduler: SchedulerConfig {
+            schedule,
+            prediction,
+            spacing: Spacing::Trailing,
+            ..SchedulerConfig::default()
+        },
         training: training_config(config)?,
         device: device(config)?,
         num_threads: within("num_threads", config.num_threads, 0, 1024)?,

@@ -79,12 +79,14 @@ pub const DIFFUSION_METHOD_EULER: i32 = 5;
 /// diffusion_sample_params.method: Heun's second-order method on the same ODE; two network calls a step.
 pub const DIFFUSION_METHOD_HEUN: i32 = 6;
 
-/// diffusion_sample_params.spacing, variance and clip_sample: what the process's checkpoint says, or else
-/// diffusers' defaults: leading, fixed_small, clip.
+/// diffusion_sample_params.spacing, variance and clip_sample: what the process's checkpoint says; for a process that
+/// was made by diffusion_create trailing, fixed_small, clip.
 pub const DIFFUSION_DEFAULT: i32 = -1;
-/// diffusion_sample_params.spacing: multiples of noise_steps / steps, counted from 0.
+/// diffusion_sample_params.spacing: multiples of floor(noise_steps / steps), counted from 0. Starts well below the
+/// last timestep where steps are few or do not divide noise_steps; here for diffusers' checkpoints.
 pub const DIFFUSION_SPACING_LEADING: i32 = 0;
-/// diffusion_sample_params.spacing: multiples of noise_steps / steps, counted down from noise_steps - 1.
+/// diffusion_sample_params.spacing: multiples of noise_steps / steps, counted down from noise_steps - 1; right for
+/// any number of steps (arXiv 2305.08891).
 pub const DIFFUSION_SPACING_TRAILING: i32 = 1;
 /// diffusion_sample_params.spacing: evenly from 0 to noise_steps - 1, both included.
 pub const DIFFUSION_SPACING_LINSPACE: i32 = 2;

@@ -1,56 +1,34 @@
-//! STUB
-#![allow(missing_docs)]
-use crate::sampler::*;
-use crate::schedule::*;
-use crate::unet::*;
-use crate::Result;
-use std::path::Path;
-use tch::{Device, Kind, Tensor};
-#[derive(Clone, Debug, PartialEq)]
-pub struct SchedulerConfig {
-    pub schedule: ScheduleConfig,
-    pub prediction: Prediction,
-    pub clip_sample: bool,
-    pub clip_sample_range: f64,
-    pub variance: Variance,
-    pub spacing: Spacing,
-    pub steps_offset: usize,
-    pub dynamic_thresholding: Option<f64>,
-}
-impl Default for SchedulerConfig {
-    fn default() -> Self {
-        SchedulerConfig {
-            schedule: Default::default(),
-            prediction: Prediction::Epsilon,
-            clip_sample: true,
-            clip_sample_range: 1.0,
-            variance: Variance::FixedSmall,
-            spacing: Spacing::Leading,
-            steps_offset: 0,
-            dynamic_thresholding: None,
-        }
-    }
-}
-pub struct TrainingState {
-    pub tensors: Vec<(String, Tensor)>,
-    pub meta: serde_json::Value,
-}
-pub struct Checkpoint {
-    pub unet: UnetConfig,
-    pub parameters: Parameters,
-    pub scheduler: SchedulerConfig,
-    pub training: Option<TrainingState>,
-}
-pub fn read(_path: &Path, _d: Device) -> Result<Checkpoint> {
-    todo!()
-}
-pub fn write(
-    _path: &Path,
-    _u: &UnetConfig,
-    _p: &Parameters,
-    _s: &SchedulerConfig,
-    _t: Option<&TrainingState>,
-    _k: Kind,
-) -> Result<()> {
-    todo!()
-}
+//! Checkpoints: a network with its noise schedule, in the folder layout of diffusers, and optionally the state
+//! of a training run beside it.
+//!
+//! ```text
+//! my-checkpoint/
+//!   model_index.json                              says that this is a DDPMPipeline
+//!   unet/config.json                              unet_json.rs       UnetConfig
+//!   unet/diffusion_pytorch_model.safetensors      weights.rs         Parameters
+//!   scheduler/scheduler_config.json               scheduler_json.rs  SchedulerConfig
+//!   training_state.safetensors                    training_state.rs  TrainingState, if any
+//! ```
+//!
+//! diffusers.rs puts these together; atomic.rs sees to it that a crash at any moment leaves the old folder or
+//! the new; folder.rs reads a folder that may be replaced meanwhile; fields.rs reads JSON and is strict about it.
+//!
+//! What is written opens in Python with `DDPMPipeline.from_pretrained` and `DDIMPipeline.from_pretrained`. What
+//! diffusers writes can be read, and a file that is not understood in full is refused with a
+//! [`Format`](crate::Error::Format) error that names the file, the field and its value.
+
+mod atomic;
+mod diffusers;
+mod fields;
+mod folder;
+mod scheduler_json;
+mod training_state;
+mod unet_json;
+mod weights;
+
+pub use atomic::{Disk, Operation};
+pub use diffusers::{read, write, write_to, Checkpoint, CheckpointRef};
+pub use scheduler_json::{scheduler_from_json, scheduler_to_json, SchedulerConfig};
+pub use training_state::TrainingState;
+pub use unet_json::{unet_from_json, unet_to_json};
+pub use weights::WeightType;

@@ -9,7 +9,8 @@ use crate::Result;
 /// diffusers' floor of the variance, which it would take the logarithm of.
 const MIN_VARIANCE: f64 = 1e-20;
 
-/// Draws x at the next level from the posterior q(x_p | x_t, x0), equations 6 and 7, generalised to any two levels.
+/// Draws x at the next level from the posterior q(x_p | x_t, x0), equations 6 and 7, generalised to any two
+/// levels.
 pub(super) struct Ddpm {
     pub variance: Variance,
 }

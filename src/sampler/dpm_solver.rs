@@ -48,8 +48,8 @@ impl Solver for DpmSolver {
     }
 }
 
-/// m0 + D1 / 2 with D1 = (m0 - m1) / r and r the last step over this one, both in lambda: x0 half a step ahead. m0 alone
-/// where there is no earlier estimate.
+/// m0 + D1 / 2 with D1 = (m0 - m1) / r and r the last step over this one, both in lambda: x0 half a step ahead.
+/// m0 alone where there is no earlier estimate.
 pub(super) fn extrapolated(step: &Step, before: Option<(&Level, &Tensor)>) -> Result<Tensor> {
     let Some((level, x0)) = before else { return Ok(step.x0.shallow_clone()) };
     let r = (step.from.lambda() - level.lambda()) / (step.to.lambda() - step.from.lambda());

@@ -1,7 +1,8 @@
 //! Heun's method, of second order: algorithm 1 of Karras, Aittala, Aila, Laine, arXiv 2206.00364, without churn.
 //!
-//! A step to the next level is Euler's; the slope is then asked again at its end, and the step repeated from its start
-//! with the mean of the two slopes. The last step, to the image, is Euler's alone: n levels make 2n - 1 evaluations.
+//! A step to the next level is Euler's; the slope is then asked again at its end, and the step repeated from
+//! its start with the mean of the two slopes. The last step, to the image, is Euler's alone: n levels make 2n -
+//! 1 evaluations.
 
 use tch::Tensor;
 

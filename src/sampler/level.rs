@@ -1,8 +1,8 @@
 //! A noise level: the one thing about a timestep that a sampler's formulas need.
 //!
-//! x = alpha x0 + sigma eps with alpha^2 + sigma^2 = 1: the variance-preserving frame in which the U-Net lives. The papers'
-//! other frames are views of it: the noise-to-signal ratio sigma / alpha is Karras's sigma (arXiv 2206.00364), and half
-//! the logarithm of the signal-to-noise ratio is DPM-Solver's lambda (arXiv 2206.00927).
+//! x = alpha x0 + sigma eps with alpha^2 + sigma^2 = 1: the variance-preserving frame in which the U-Net lives.
+//! The papers' other frames are views of it: the noise-to-signal ratio sigma / alpha is Karras's sigma (arXiv
+//! 2206.00364), and half the logarithm of the signal-to-noise ratio is DPM-Solver's lambda (arXiv 2206.00927).
 
 use crate::schedule::{log_alpha_cumprod_of, NoiseSchedule};
 use crate::Result;

@@ -1,7 +1,8 @@
 //! Samplers: from noise to images, one network evaluation at a time.
 //!
-//! A sampler never calls the network. It says at which timestep it wants an answer, takes the answer, and hands back the
-//! x for which it wants the next one; who drives it may put the images of many samplers into one batch:
+//! A sampler never calls the network. It says at which timestep it wants an answer, takes the answer, and hands
+//! back the x for which it wants the next one; who drives it may put the images of many samplers into one
+//! batch:
 //!
 //! ```text
 //! let mut sampler = params.build(&schedule)?;
@@ -10,11 +11,11 @@
 //! }
 //! ```
 //!
-//! x is always in the U-Net's variance-preserving frame, `[n, channels, height, width]`, and starts as N(0, I), whatever
-//! frame a paper is written in. The papers differ only in how x at one noise level becomes x at the next: that is
-//! `Solver`, one small file each. All that they share is in `Run` below: the list of levels (`spacing`), reading the
-//! network's output (`prediction`), and the last step, which for every one of them is x0 itself, since no noise is left
-//! to put back.
+//! x is always in the U-Net's variance-preserving frame, `[n, channels, height, width]`, and starts as N(0, I),
+//! whatever frame a paper is written in. The papers differ only in how x at one noise level becomes x at the
+//! next: that is `Solver`, one small file each. All that they share is in `Run` below: the list of levels
+//! (`spacing`), reading the network's output (`prediction`), and the last step, which for every one of them is
+//! x0 itself, since no noise is left to put back.
 
 mod ddim;
 mod ddpm;
@@ -43,11 +44,11 @@ pub trait Sampler: Send {
     /// The timestep, whole or not, at which the network is to be asked about the current x; None once finished.
     fn timestep(&self) -> Option<f64>;
 
-    /// Takes the network's `output` at (`x`, [`Self::timestep`]), both `[n, c, h, w]`, and returns the x of the next
-    /// evaluation or, from the last one, the images, in [-1, 1].
+    /// Takes the network's `output` at (`x`, [`Self::timestep`]), both `[n, c, h, w]`, and returns the x of the
+    /// next evaluation or, from the last one, the images, in [-1, 1].
     ///
-    /// `noise` gives a fresh standard normal of x's shape, kind and device at each call. It is called at most once, and
-    /// never by a deterministic solver or with eta 0.
+    /// `noise` gives a fresh standard normal of x's shape, kind and device at each call. It is called at most
+    /// once, and never by a deterministic solver or with eta 0.
     ///
     /// # Errors
     /// [`Error::Internal`] after the end, or where the shapes differ; what `noise` or libtorch reports.
@@ -93,14 +94,15 @@ pub enum Variance {
     FixedLarge,
 }
 
-/// Everything that decides how an image is sampled, but the seed. Plain data: two that are equal make samplers in lock
-/// step, whose images can share one.
+/// Everything that decides how an image is sampled, but the seed. Plain data: two that are equal make samplers
+/// in lock step, whose images can share one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SamplerParams {
     /// The sampler.
     pub method: Method,
-    /// How many noise levels are visited, 1 to noise_steps. A sampler that steps in lambda (DPM-Solver++, UniPC, Heun, or
-    /// any with Karras spacing) leaves out timesteps with lambda below -5.1, and visits fewer if fewer are left.
+    /// How many noise levels are visited, 1 to noise_steps. A sampler that steps in lambda (DPM-Solver++,
+    /// UniPC, Heun, or any with Karras spacing) leaves out timesteps with lambda below -5.1, and visits fewer
+    /// if fewer are left.
     pub steps: usize,
     /// How much of the noise is drawn afresh at each step, 0 to 1: used by DDIM and Euler.
     pub eta: f64,
@@ -108,14 +110,15 @@ pub struct SamplerParams {
     pub spacing: Spacing,
     /// The variance of DDPM's noise.
     pub variance: Variance,
-    /// Clamp each estimate of x0 to plus and minus `clip_sample_range`. The result is clamped to [-1, 1] in any case.
+    /// Clamp each estimate of x0 to plus and minus `clip_sample_range`. The result is clamped to [-1, 1] in any
+    /// case.
     pub clip_sample: bool,
     /// See `clip_sample`.
     pub clip_sample_range: f64,
     /// DDIM: take the noise from the limited x0 instead of the network's own.
     pub use_clipped_model_output: bool,
-    /// Dynamic thresholding (Imagen, arXiv 2205.11487) with this percentile as a fraction in (0, 1], 0.995 in the paper:
-    /// instead of `clip_sample`.
+    /// Dynamic thresholding (Imagen, arXiv 2205.11487) with this percentile as a fraction in (0, 1], 0.995 in
+    /// the paper: instead of `clip_sample`.
     pub dynamic_thresholding: Option<f64>,
     /// What the network's output stands for.
     pub prediction: Prediction,
@@ -186,8 +189,8 @@ impl SamplerParams {
         Ok(Box::new(Run { levels, position: 0, denoiser, solver, x0: None }))
     }
 
-    /// What to tell the user of a list of timesteps that starts where x is not yet pure noise, though sampling starts
-    /// from pure noise; None where all is well, or the parameters are not valid.
+    /// What to tell the user of a list of timesteps that starts where x is not yet pure noise, though sampling
+    /// starts from pure noise; None where all is well, or the parameters are not valid.
     pub fn warning(&self, schedule: &NoiseSchedule) -> Option<String> {
         let first = self.levels(schedule).ok()?.first().copied()?;
         (first.alpha > FAINT_SIGNAL).then(|| {

@@ -1,8 +1,8 @@
 //! From what the network says to what samplers need: an estimate of the clean image x0, and of the noise eps.
 //!
-//! The three meanings of the output are related by x = alpha x0 + sigma eps and v = alpha eps - sigma x0 (Salimans, Ho,
-//! arXiv 2202.00512, appendix D). The estimate of x0 is then kept within the range of images, without which errors of
-//! the network at high noise, where 1 / alpha is large, carry the sample away.
+//! The three meanings of the output are related by x = alpha x0 + sigma eps and v = alpha eps - sigma x0
+//! (Salimans, Ho, arXiv 2202.00512, appendix D). The estimate of x0 is then kept within the range of images,
+//! without which errors of the network at high noise, where 1 / alpha is large, carry the sample away.
 
 use tch::Tensor;
 
@@ -34,7 +34,8 @@ impl Denoiser {
     /// The limited estimate of x0 from the network's `output` at `x`, all `[n, c, h, w]`.
     pub fn x0(&self, x: &Tensor, output: &Tensor, at: &Level) -> Result<Tensor> {
         let x0 = match self.prediction {
-            // Where alpha is below the rounding of x, the noise says nothing of the image: its range's middle is left.
+            // Where alpha is below the rounding of x, the noise says nothing of the image: its range's middle
+            // is left.
             Prediction::Epsilon if at.alpha <= f64::from(f32::EPSILON) => x.f_zeros_like()?,
             Prediction::Epsilon => blend(1.0 / at.alpha, x, -at.sigma / at.alpha, output)?,
             Prediction::Sample => output.shallow_clone(),
@@ -67,13 +68,14 @@ pub(crate) fn blend(a: f64, x: &Tensor, b: f64, y: &Tensor) -> Result<Tensor> {
     Ok(x.f_mul_scalar(a)?.f_add_(&y.f_mul_scalar(b)?)?)
 }
 
-/// Clamps each image to the given percentile of its own magnitudes, where that is above 1, and divides by it. Where it
-/// is not above 1 this is a clamp to [-1, 1]. (diffusers' `sample_max_value` of 1 undoes the division; it has no
-/// counterpart here.)
+/// Clamps each image to the given percentile of its own magnitudes, where that is above 1, and divides by it.
+/// Where it is not above 1 this is a clamp to [-1, 1]. (diffusers' `sample_max_value` of 1 undoes the division;
+/// it has no counterpart here.)
 fn dynamic_threshold(x0: &Tensor, fraction: f64) -> Result<Tensor> {
     let magnitudes = x0.f_flatten(1, -1)?.f_abs()?;
     let count = magnitudes.size().last().copied().unwrap_or_default();
-    // Linear between the two order statistics around the percentile, as torch.quantile, which refuses large batches.
+    // Linear between the two order statistics around the percentile, as torch.quantile, which refuses large
+    // batches.
     let rank = fraction * (count - 1).max(0) as f64;
     let kept = count - rank.floor() as i64;
     let (largest, _) = magnitudes.f_topk(kept, 1, true, true)?;

@@ -1,7 +1,8 @@
 //! UniPC-2 with B(h) = e^h - 1 (`bh2`), predicting x0: Zhao, Bai, Rao, Zhou, Lu, arXiv 2302.04867.
 //!
-//! Its predictor, UniP-2, is DPM-Solver++ 2M's step. The corrector UniC uses the network's answer at the predicted point
-//! twice, first to repeat the step that led there with one order more, which costs no evaluation of its own.
+//! Its predictor, UniP-2, is DPM-Solver++ 2M's step. The corrector UniC uses the network's answer at the
+//! predicted point twice, first to repeat the step that led there with one order more, which costs no
+//! evaluation of its own.
 
 use tch::Tensor;
 
@@ -79,7 +80,8 @@ fn base(s: &Level, t: &Level, x: &Tensor, x0: &Tensor) -> Result<Tensor> {
     blend(t.sigma / s.sigma, x, -t.alpha * (s.lambda() - t.lambda()).exp_m1(), x0)
 }
 
-/// phi_k(z) = sum over j of z^j / (j + k)!, so that phi_1(z) = (e^z - 1) / z and phi_{k+1}(z) = (phi_k(z) - 1/k!) / z.
+/// phi_k(z) = sum over j of z^j / (j + k)!, so that phi_1(z) = (e^z - 1) / z and phi_{k+1}(z) = (phi_k(z) -
+/// 1/k!) / z.
 fn phi(k: u32, z: f64) -> f64 {
     let factorial = |n: u32| (1..=n).map(f64::from).product::<f64>();
     if z.abs() < 1.0 {

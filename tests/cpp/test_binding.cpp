@@ -724,8 +724,7 @@ void test_cancel_process() {
 
 // ---- log
 
-// Its end leaves noise in the picture at the last timestep: sqrt(alpha_cumprod) is about 0.9, which is warned
-// of.
+// The last timestep is not all noise: sqrt(alpha_cumprod) is about 0.9, which the library warns of.
 Config warned_config() {
     Config config = tiny_config();
     config.beta_schedule = DIFFUSION_SCHEDULE_LINEAR;
