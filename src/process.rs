@@ -300,13 +300,27 @@ impl DiffusionProcess {
             config: self.config.training.clone(),
         };
         let meta = serde_json::to_value(meta).map_err(|error| Error::Internal(error.to_string()))?;
+        self.write_checkpoint(path, Some(&TrainingState { tensors, meta }), WeightType::F32)
+    }
+
+    /// Writes the model alone: the weights that sampling uses, in the given type, and no training state.
+    pub fn export(&self, path: &Path, weight_type: WeightType) -> Result<()> {
+        self.write_checkpoint(path, None, weight_type)
+    }
+
+    fn write_checkpoint(
+        &self,
+        path: &Path,
+        training: Option<&TrainingState>,
+        weight_type: WeightType,
+    ) -> Result<()> {
         let checkpoint = CheckpointRef {
             unet: &self.config.unet,
-            parameters: trainer.sampling_parameters(),
+            parameters: self.trainer.sampling_parameters(),
             scheduler: &self.config.scheduler,
-            training: Some(&TrainingState { tensors, meta }),
+            training,
         };
-        checkpoint::write(path, &checkpoint, WeightType::F32)
+        checkpoint::write(path, &checkpoint, weight_type)
     }
 
     /// Takes over the training state of a checkpoint whose sampling weights are in place already.

@@ -92,7 +92,7 @@ type Spacing int32
 
 // The spacings.
 const (
-	SpacingDefault  Spacing = -1 // "default": what the checkpoint says, or else leading
+	SpacingDefault  Spacing = -1 // "default": what the checkpoint says, or else the library's choice
 	SpacingLeading  Spacing = 0  // "leading": multiples of NoiseSteps / Steps, counted from 0
 	SpacingTrailing Spacing = 1  // "trailing": counted down from NoiseSteps - 1
 	SpacingLinspace Spacing = 2  // "linspace": evenly from 0 to NoiseSteps - 1, both included
@@ -104,7 +104,7 @@ type Variance int32
 
 // The variances.
 const (
-	VarianceDefault    Variance = -1 // "default": what the checkpoint says, or else fixed-small
+	VarianceDefault    Variance = -1 // "default": what the checkpoint says, or else the library's choice
 	VarianceFixedSmall Variance = 0  // "fixed-small": the posterior's variance
 	VarianceFixedLarge Variance = 1  // "fixed-large": beta itself
 )

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::boundary::{input, Need, Versioned};
 use super::types::*;
-use crate::checkpoint::SchedulerConfig;
+use crate::checkpoint::{SchedulerConfig, WeightType};
 use crate::engine::SampleRequest;
 use crate::pixels::Format;
 use crate::process::{check_finite, DeviceChoice, ProcessConfig};
@@ -252,6 +252,15 @@ fn unet_config(config: &diffusion_config) -> Result<UnetConfig> {
     }
     unet.dropout = config.dropout;
     Ok(unet)
+}
+
+/// The type of exported weights.
+pub(super) fn weight_type(precision: i32) -> Result<WeightType> {
+    Ok(match pick("precision", precision, &PRECISIONS, "DIFFUSION_PRECISION_*")? {
+        Precision::F32 => WeightType::F32,
+        Precision::F16 => WeightType::F16,
+        Precision::Bf16 => WeightType::Bf16,
+    })
 }
 
 /// Heads that do not fill their level would leave channels out; diffusers' checkpoints may, a new network need not.

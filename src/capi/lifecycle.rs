@@ -161,6 +161,29 @@ pub unsafe extern "C" fn diffusion_save(process: *mut diffusion_process, path: *
     })
 }
 
+/// Writes the model alone, to be shipped: the folder of diffusion_save with the weights that sampling uses in a
+/// smaller format and without training state.
+///
+/// precision is one of DIFFUSION_PRECISION_*: F16 and BF16 halve the file; computing is done in 32 bits all the same.
+/// Errors: as diffusion_save, and INVALID_ARGUMENT (precision), NON_FINITE (a weight is beyond what f16 can hold).
+///
+/// # Safety
+/// `path` is NULL or a NUL-terminated UTF-8 string.
+#[no_mangle]
+pub unsafe extern "C" fn diffusion_export(
+    process: *mut diffusion_process,
+    path: *const c_char,
+    precision: i32,
+) -> i32 {
+    call(|| {
+        let engine = handles::process(process)?;
+        // SAFETY: the caller vouches for `path`, as the header says.
+        let path = PathBuf::from(unsafe { text("path", path) }?);
+        let weight_type = config::weight_type(precision)?;
+        engine.run_shared(move |process, _| process.export(&path, weight_type))
+    })
+}
+
 /// Ends a process. Calls that are under way in other threads, and its jobs, end with DIFFUSION_ERROR_CANCELLED;
 /// this call waits until its thread is gone and its memory is free, which can take as long as one step of denoising
 /// or training. Job handles stay valid until diffusion_job_destroy.

@@ -72,7 +72,10 @@ impl Batch {
     /// One denoising step of everything in flight, after letting in what waits and dropping what has ended.
     pub(super) fn step(&mut self, process: &DiffusionProcess) {
         let outcome = self.drop_ended().and_then(|()| {
-            self.admit(process)?;
+            self.admit(process);
+            if self.lanes.is_empty() {
+                return Ok(());
+            }
             self.denoise(process)
         });
         if let Err(error) = outcome {
@@ -101,7 +104,7 @@ impl Batch {
 
     /// Starts as many waiting images as there is room for, one of each job in turn, so that a large request does not
     /// keep a small one waiting.
-    fn admit(&mut self, process: &DiffusionProcess) -> Result<()> {
+    fn admit(&mut self, process: &DiffusionProcess) {
         let mut room = self.capacity.saturating_sub(self.lanes.iter().map(|lane| lane.images.len()).sum());
         let mut arrived: Vec<(SamplerParams, Vec<Image>)> = Vec::new();
         while let (1.., Some(mut first)) = (room, self.waiting.pop_front()) {
@@ -119,11 +122,15 @@ impl Batch {
             room -= 1;
         }
         for (params, images) in arrived {
-            let sampler = params.build(process.schedule())?;
-            let x = initial_noise(process, &images)?;
-            self.lanes.push(Lane { sampler, images, x, draws: 0 });
+            let begun = params
+                .build(process.schedule())
+                .and_then(|sampler| Ok((sampler, initial_noise(process, &images)?)));
+            match begun {
+                Ok((sampler, x)) => self.lanes.push(Lane { sampler, images, x, draws: 0 }),
+                // Those in flight are none the worse for it.
+                Err(error) => images.iter().for_each(|image| image.job.end(Err(error.clone()))),
+            }
         }
-        Ok(())
     }
 
     fn denoise(&mut self, process: &DiffusionProcess) -> Result<()> {

@@ -238,11 +238,12 @@ impl Job {
         let wake = [until, self.deadline].into_iter().flatten().min();
         let mut reported = 0;
         loop {
-            let ended = self.has_ended();
+            // Of a job that ended without its images there is no progress to tell.
+            let failed = self.has_ended() && self.state() != JobState::Done;
             let done = self.done();
-            if done != reported {
+            if done != reported && !failed {
                 reported = done;
-                if !progress(done, self.total) && !ended {
+                if !progress(done, self.total) {
                     self.end(Err(Error::Cancelled("the progress callback cancelled the job".into())));
                 }
                 continue;
@@ -251,7 +252,7 @@ impl Job {
             if let Some(outcome) = &inner.outcome {
                 return outcome.clone();
             }
-            if self.done() != reported {
+            if self.done() != done {
                 continue;
             }
             let Some(wake) = wake else {
