@@ -776,6 +776,19 @@ int32_t diffusion_save(struct diffusion_process *process,
                        const char *path);
 
 /**
+ * Writes the model alone, to be shipped: the folder of diffusion_save with the weights that sampling uses in a
+ * smaller format and without training state.
+ *
+ * precision is one of DIFFUSION_PRECISION_*: F16 and BF16 halve the file; computing is done in 32 bits all the same.
+ * Errors: as diffusion_save, and INVALID_ARGUMENT (precision), NON_FINITE (a weight is beyond what f16 can hold).
+ *
+ * Pointers: `path` is NULL or a NUL-terminated UTF-8 string.
+ */
+int32_t diffusion_export(struct diffusion_process *process,
+                         const char *path,
+                         int32_t precision);
+
+/**
  * Ends a process. Calls that are under way in other threads, and its jobs, end with DIFFUSION_ERROR_CANCELLED;
  * this call waits until its thread is gone and its memory is free, which can take as long as one step of denoising
  * or training. Job handles stay valid until diffusion_job_destroy.

@@ -8,7 +8,8 @@
 One function per group of goldens. It yields cases (name, tensors, description); each case becomes the file
 tests/goldens/<group>_<name>.safetensors, whose arrays are the peers' results and whose metadata entry "golden"
 is the description as JSON: what the Rust test needs to compute the same. To add a group, write such a
-function and decorate it with @group.
+function and decorate it with @group. A fourth item in a case is a function that fills a folder: it
+becomes tests/goldens/<group>_<name>, for files whose form is the golden thing.
 
 Weights and inputs are not stored. They follow from integers by formula(), which tests/support/golden.rs repeats,
 so that the files stay small even for a network of 35 million parameters.
@@ -17,10 +18,13 @@ so that the files stay small even for a network of 35 million parameters.
 import argparse
 import contextlib
 import importlib.metadata
+import filecmp
 import json
 import math
 import pathlib
+import shutil
 import sys
+import tempfile
 import warnings
 
 PINS = {"torch": "2.11.0", "diffusers": "0.42.1", "safetensors": "0.8.0", "numpy": "2.4.6"}
@@ -238,7 +242,48 @@ def gradients():
         yield name, results | gradients | inputs, description
 
 
+@group
+def checkpoint():
+    """Folders that diffusers itself has written, and the outputs of the networks in them."""
+    import diffusers
+    import torch
+
+    tiny = {"block_out_channels": [8, 8]}
+    ddim = diffusers.DDIMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
+    ddpm = diffusers.DDPMScheduler(num_train_timesteps=200, variance_type="fixed_large", clip_sample_range=2.0)
+    cases = {
+        # name -> network, what to save it with, how
+        "pipeline": ("ddpm", diffusers.DDPMPipeline, ddpm, {}),
+        "sharded_fp16": ("scale_shift", diffusers.DDIMPipeline, ddim, {"variant": "fp16", "max_shard_size": "40KB"}),
+        "unet_alone": ("class_table", None, None, {}),
+    }
+    for name, (unet_name, pipeline, scheduler, options) in cases.items():
+        model, arguments = make_unet(unet_name, tiny)
+        if options.get("variant") == "fp16":
+            model = model.half().float()
+        with torch.no_grad():
+            output = model(**arguments).sample
+        description, inputs = describe_unet(model, arguments)
+        if scheduler is not None:
+            inputs["betas"] = scheduler.betas
+        if options.get("variant") == "fp16":
+            model = model.half()
+        whole = model if pipeline is None else pipeline(unet=model, scheduler=scheduler)
+
+        def fill(path, whole=whole, options=options):
+            whole.save_pretrained(path, **options)
+
+        yield name, {"output": output} | inputs, description, fill
+
+
 # The files
+
+
+def compare_folders(old, fresh):
+    """What differs between two folders, all levels down."""
+    names = {str(path.relative_to(root)) for root in (old, fresh) for path in root.rglob("*") if path.is_file()}
+    _, differing, missing = filecmp.cmpfiles(old, fresh, sorted(names), shallow=False)
+    return [f"{name} differs" for name in differing + missing]
 
 
 def save(path, tensors, description):
@@ -286,17 +331,26 @@ def main():
     FOLDER.mkdir(parents=True, exist_ok=True)
     failed = False
     for name in options.groups or GROUPS:
-        made = set()
-        for case, tensors, description in GROUPS[name]():
-            path = FOLDER / f"{name}_{case}.safetensors"
-            made.add(path.name)
-            if options.check:
-                problems = compare(path, tensors, description)
-                failed |= bool(problems)
-                print(f"{path.name}: {'; '.join(problems) or 'reproduced'}")
-            else:
+        made = 0
+        for case, tensors, description, *fill in GROUPS[name]():
+            made += 1
+            stem = f"{name}_{case}"
+            path = FOLDER / f"{stem}.safetensors"
+            with tempfile.TemporaryDirectory() as folder:
+                fresh = pathlib.Path(folder) / stem
+                if fill:
+                    fill[0](fresh)
+                if options.check:
+                    problems = compare(path, tensors, description)
+                    problems += compare_folders(FOLDER / stem, fresh) if fill else []
+                    failed |= bool(problems)
+                    print(f"{stem}: {'; '.join(problems) or 'reproduced'}")
+                    continue
                 save(path, tensors, description)
-                print(f"{path.name}: {path.stat().st_size} bytes")
+                if fill:
+                    shutil.rmtree(FOLDER / stem, ignore_errors=True)
+                    shutil.copytree(fresh, FOLDER / stem)
+            print(f"{stem}: {path.stat().st_size} bytes{' and a folder' if fill else ''}")
         if not made:
             sys.exit(f"group {name} made no case")
     sys.exit(1 if failed else 0)

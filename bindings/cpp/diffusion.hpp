@@ -653,6 +653,14 @@ class Process {
         check(diffusion_save(handle_, text.c_str()));
     }
 
+    /// Writes the model alone, to be shipped: save's folder with the weights that sampling uses in a smaller
+    /// format (DIFFUSION_PRECISION_*) and without training state; see diffusion_export.
+    void export_model(const std::filesystem::path &path,
+                      std::int32_t precision = DIFFUSION_PRECISION_F16) const {
+        const std::string text = detail::utf8(path);
+        check(diffusion_export(handle_, text.c_str(), precision));
+    }
+
     /// What the process is, every field resolved.
     Config config() const {
         Config config;

@@ -231,6 +231,12 @@ func abiSave(process uintptr, path string) error {
 	return check("diffusion_save", C.diffusion_go_save(C.uintptr_t(process), text))
 }
 
+func abiExport(process uintptr, path string, precision Precision) error {
+	text := C.CString(path)
+	defer C.free(unsafe.Pointer(text))
+	return check("diffusion_export", C.diffusion_go_export(C.uintptr_t(process), text, C.int32_t(precision)))
+}
+
 func abiDestroy(process uintptr) error {
 	return check("diffusion_destroy", C.diffusion_go_destroy(C.uintptr_t(process)))
 }

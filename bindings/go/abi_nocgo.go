@@ -32,6 +32,7 @@ func abiCreate(*Config) (uintptr, error)                     { return 0, unreach
 func abiCreateWithBetas(*Config, []float64) (uintptr, error) { return 0, unreachable() }
 func abiLoad(string, *Config) (uintptr, error)               { return 0, unreachable() }
 func abiSave(uintptr, string) error                          { return unreachable() }
+func abiExport(uintptr, string, Precision) error             { return unreachable() }
 func abiDestroy(uintptr) error                               { return unreachable() }
 func abiCancel(uintptr) error                                { return unreachable() }
 func abiGetConfig(uintptr) (Config, error)                   { return Config{}, unreachable() }

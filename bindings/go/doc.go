@@ -42,7 +42,7 @@
 //
 // For sampling calls and [Job] that is exact: the job in question is cancelled, at its next denoising step at the
 // latest, and no other. The C ABI has no such handle on the other calls (TrainStep, AddNoise, PredictNoise, Save,
-// ReadParameter, WriteParameter), only a diffusion_cancel for all that a process is doing. So a context that ends
+// Export, ReadParameter, WriteParameter), only a diffusion_cancel for all that a process is doing. So a context that ends
 // during one of these cancels it as soon as no other call or job of the same Process is under way, and never at
 // the cost of another; until then the call waits for its turn as if nothing had happened, and may succeed.
 // A TrainStep that returns an error has changed no weight.

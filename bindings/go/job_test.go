@@ -321,7 +321,7 @@ func TestContextOfOtherCalls(t *testing.T) {
 	})
 	cancel()
 	for range 20 {
-		p.state.cancelIfAlone()
+		p.state.cancelIfAlone(nil)
 		time.Sleep(time.Millisecond)
 	}
 	if state, err := job.Poll(); err != nil || state != JobRunning {
@@ -351,7 +351,7 @@ func TestContextOfOtherCalls(t *testing.T) {
 	go sample(secondly)
 	await(t, "two calls", func() bool { return calls() == 2 })
 	for range 20 {
-		p.state.cancelIfAlone()
+		p.state.cancelIfAlone(nil)
 		time.Sleep(time.Millisecond)
 	}
 	select {
@@ -375,8 +375,20 @@ func TestContextOfOtherCalls(t *testing.T) {
 		}
 	}
 	go sample(first)
-	finished := make(chan struct{})
 	await(t, "one call", func() bool { return calls() == 1 })
+	// A watcher that is late must not hit the call after its own.
+	over := make(chan struct{})
+	close(over)
+	for range 20 {
+		p.state.cancelIfAlone(over)
+		time.Sleep(time.Millisecond)
+	}
+	select {
+	case err := <-first:
+		t.Fatalf("a late watcher ended another's call: %v", err)
+	default:
+	}
+	finished := make(chan struct{})
 	go p.state.cancelWhenAlone(finished)
 	wantErr(t, result(t, "a call alone", first), ErrCancelled)
 	close(finished)
@@ -419,6 +431,7 @@ func TestClose(t *testing.T) {
 		"AddNoise": noiseErr, "SampleSize": sizeErr,
 		"Schedule":             second(p.Schedule(TableBeta)),
 		"Save":                 p.Save(background, filepath.Join(t.TempDir(), "x")),
+		"Export":               p.Export(background, filepath.Join(t.TempDir(), "x"), PrecisionF16),
 		"Cancel":               p.Cancel(),
 		"SetLog":               p.SetLog(func(LogLevel, string) {}),
 		"SetLog(nil)":          p.SetLog(nil),

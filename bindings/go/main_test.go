@@ -114,14 +114,15 @@ func result[T any](t testing.TB, what string, channel <-chan T) T {
 	}
 }
 
-// same compares images that may have been computed in different batches.
+// same compares images that may have been computed in different batches: libtorch's kernels for small ones round
+// otherwise, and the first steps from pure noise magnify that. Images of different seeds are far further apart.
 func same(t testing.TB, what string, got, want []float32) {
 	t.Helper()
 	if len(got) != len(want) {
 		t.Fatalf("%s: %d values, want %d", what, len(got), len(want))
 	}
 	for i := range got {
-		if d := got[i] - want[i]; d > 1e-4 || d < -1e-4 || d != d {
+		if d := got[i] - want[i]; d > 1e-3 || d < -1e-3 || d != d {
 			t.Fatalf("%s: value %d is %v, want %v", what, i, got[i], want[i])
 		}
 	}

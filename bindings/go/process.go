@@ -175,7 +175,7 @@ func (s *processState) cancelWhenAlone(finished <-chan struct{}) {
 	pause := time.NewTicker(5 * time.Millisecond)
 	defer pause.Stop()
 	for {
-		s.cancelIfAlone()
+		s.cancelIfAlone(finished)
 		select {
 		case <-finished:
 			return
@@ -184,10 +184,16 @@ func (s *processState) cancelWhenAlone(finished <-chan struct{}) {
 	}
 }
 
-func (s *processState) cancelIfAlone() {
-	// While the mutex is held no other call begins.
+func (s *processState) cancelIfAlone(finished <-chan struct{}) {
+	// While the mutex is held no call is counted in or out. So if our call has not finished it is among them, and if
+	// there is only one it is ours.
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
+	select {
+	case <-finished:
+		return
+	default:
+	}
 	handle := s.handle.Load()
 	if handle == 0 || s.calls != 1 {
 		return
@@ -228,6 +234,19 @@ func (p *Process) Save(ctx context.Context, path string) error {
 		return err
 	}
 	return p.doContext(ctx, function, func(handle uintptr) error { return abiSave(handle, path) })
+}
+
+// Export writes the model alone, to be shipped: the folder of Save with the weights that sampling uses, in a smaller
+// format, and without training state. PrecisionF16 and PrecisionBF16 halve the file; computing is done in 32 bits all
+// the same.
+//
+// Errors: as Save, and ErrInvalidArgument (precision), ErrNonFinite (a weight is beyond what f16 can hold).
+func (p *Process) Export(ctx context.Context, path string, precision Precision) error {
+	const function = "diffusion_export"
+	if err := noNUL(function, "path", path); err != nil {
+		return err
+	}
+	return p.doContext(ctx, function, func(handle uintptr) error { return abiExport(handle, path, precision) })
 }
 
 // Schedule returns one of the noise schedule's tables, [NoiseSteps].

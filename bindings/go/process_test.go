@@ -383,6 +383,52 @@ func TestSaveAndLoad(t *testing.T) {
 	}
 }
 
+func TestExport(t *testing.T) {
+	p := tiny(t, func(c *Config) { c.EMADecay = 0.5 })
+	must(t, second(p.TrainStep(background, pattern(2), 2)))
+	want, err := p.SampleDDIM(background, 2, 5, 0, 1)
+	must(t, err)
+	sizes := map[Precision]int64{}
+	for _, precision := range []Precision{PrecisionF32, PrecisionF16, PrecisionBF16} {
+		folder := filepath.Join(t.TempDir(), precision.String())
+		must(t, p.Export(background, folder, precision))
+		sizes[precision] = weightsSize(t, folder)
+		loaded, err := Load(folder, nil)
+		must(t, err)
+		if count, err := loaded.StepCount(); err != nil || count != 0 {
+			t.Errorf("%v: StepCount() is %d, %v", precision, count, err)
+		}
+		if precision == PrecisionF32 {
+			got, err := loaded.SampleDDIM(background, 2, 5, 0, 1)
+			must(t, err)
+			same(t, "images of the exported model", got, want)
+		}
+		must(t, loaded.Close())
+	}
+	if sizes[PrecisionF16] > sizes[PrecisionF32]*2/3 || sizes[PrecisionBF16] > sizes[PrecisionF32]*2/3 {
+		t.Errorf("sizes are %v", sizes)
+	}
+	wantErr(t, p.Export(background, filepath.Join(t.TempDir(), "x"), Precision(7)), ErrInvalidArgument)
+	wantErr(t, p.Export(background, "a\x00b", PrecisionF16), ErrInvalidArgument)
+	huge := make([]float32, 8)
+	huge[0] = 1e6
+	must(t, p.WriteParameter(background, WeightsEMA, "conv_in.bias", huge))
+	wantErr(t, p.Export(background, filepath.Join(t.TempDir(), "x"), PrecisionF16), ErrNonFinite)
+}
+
+// weightsSize is the bytes of a model's weights.
+func weightsSize(t *testing.T, folder string) int64 {
+	t.Helper()
+	var size int64
+	must(t, filepath.Walk(folder, func(path string, info os.FileInfo, err error) error {
+		if err == nil && strings.HasSuffix(path, ".safetensors") {
+			size += info.Size()
+		}
+		return err
+	}))
+	return size
+}
+
 // damage cuts the largest file of a checkpoint short and returns its name.
 func damage(t *testing.T, folder string) string {
 	t.Helper()
@@ -411,6 +457,7 @@ func TestContextThatHasEnded(t *testing.T) {
 		"TrainStep":            second(p.TrainStep(ctx, images, 1)),
 		"TrainStepWithoutLoss": p.TrainStepWithoutLoss(ctx, images, 1),
 		"Save":                 p.Save(ctx, filepath.Join(t.TempDir(), "checkpoint")),
+		"Export":               p.Export(ctx, filepath.Join(t.TempDir(), "model"), PrecisionF16),
 		"PredictNoise":         second(p.PredictNoise(ctx, images, []int64{0})),
 		"AddNoise":             p.AddNoiseInto(ctx, images, []int64{0}, 0, like(images), like(images)),
 		"Sample":               second(p.Sample(ctx, 1, 0)),

@@ -287,6 +287,15 @@ func TestManyGoroutines(t *testing.T) {
 	}
 	want, err := p.SampleWith(background, params)
 	must(t, err)
+	for i := 1; i < count; i++ {
+		far := 0.0
+		for k := range imageLen {
+			far = max(far, math.Abs(float64(want.F32[k]-want.F32[i*imageLen+k])))
+		}
+		if far < 0.1 {
+			t.Fatalf("images 0 and %d are alike: no mix-up would be seen", i)
+		}
+	}
 
 	ctx, cancel := context.WithCancel(background)
 	defer cancel()

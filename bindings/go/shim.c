@@ -22,6 +22,7 @@
     X(diffusion_create_with_betas)    \
     X(diffusion_load)                 \
     X(diffusion_save)                 \
+    X(diffusion_export)               \
     X(diffusion_destroy)              \
     X(diffusion_cancel)               \
     X(diffusion_get_config)           \
@@ -214,6 +215,10 @@ diffusion_go_result diffusion_go_load(const char *path, diffusion_config overrid
 
 diffusion_go_result diffusion_go_save(uintptr_t process, const char *path) {
     return result(library.diffusion_save(as_process(process), path));
+}
+
+diffusion_go_result diffusion_go_export(uintptr_t process, const char *path, int32_t precision) {
+    return result(library.diffusion_export(as_process(process), path, precision));
 }
 
 diffusion_go_result diffusion_go_destroy(uintptr_t process) {

@@ -45,6 +45,7 @@ diffusion_go_result diffusion_go_create_with_betas(diffusion_config config, cons
 diffusion_go_result diffusion_go_load(const char *path, diffusion_config overrides, int32_t has_overrides,
                                       uintptr_t *process);
 diffusion_go_result diffusion_go_save(uintptr_t process, const char *path);
+diffusion_go_result diffusion_go_export(uintptr_t process, const char *path, int32_t precision);
 diffusion_go_result diffusion_go_destroy(uintptr_t process);
 diffusion_go_result diffusion_go_cancel(uintptr_t process);
 diffusion_go_result diffusion_go_get_config(uintptr_t process, diffusion_config *config);

@@ -41,6 +41,7 @@ struct Options {
     std::vector<std::string> augment;
 
     std::string out = "trained";
+    std::string export_to;
     bool fresh = false;
     bool resume = false;
     std::uint64_t steps = 20000;
@@ -135,7 +136,10 @@ void add_options(CLI::App &app, Options &o) {
         ->check(examples::whole_number(1));
     network_option<std::string>(
         app, o, "--hidden-dims",
-        [](Config &c, const std::string &v) { c.set_hidden_dims(examples::parse_list("--hidden-dims", v)); },
+        [](Config &c, const std::string &v) {
+            c.set_hidden_dims(examples::parse_list("--hidden-dims", v));
+            c.norm_num_groups = 0;  // the preset's need not divide these
+        },
         "Channels of each U-Net level. Default: 64,128,256; 128,256,256,256 for --cifar10")
         ->type_name("N,N,...");
     network_option<std::int32_t>(

@@ -259,7 +259,7 @@ pub(super) fn weight_type(precision: i32) -> Result<WeightType> {
     Ok(match pick("precision", precision, &PRECISIONS, "DIFFUSION_PRECISION_*")? {
         Precision::F32 => WeightType::F32,
         Precision::F16 => WeightType::F16,
-        Precision::Bf16 => WeightType::Bf16,
+        Precision::Bf16 => WeightType::BF16,
     })
 }
 

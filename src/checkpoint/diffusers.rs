@@ -57,16 +57,22 @@ pub struct CheckpointRef<'a> {
 /// `Io` where a file cannot be read; `Format`, naming file, field and value, where one is not what it must be or
 /// asks for something that is not supported.
 pub fn read(path: &Path, device: Device) -> Result<Checkpoint> {
-    const ATTEMPTS: usize = 4;
-    for _ in 1..ATTEMPTS {
-        let folder = Folder::open(&locate(path))?;
-        match read_folder(&folder, device) {
-            // A writer has put a new checkpoint here and is removing the old one's files.
-            Err(_) if folder.was_replaced() => continue,
-            result => return result,
+    // Whoever replaces a checkpoint then removes the old one's files, of which some may be missing. More than once
+    // in a row only a writer without pause can do that.
+    const ATTEMPTS: usize = 20;
+    for _ in 0..ATTEMPTS {
+        let place = locate(path);
+        let folder = match Folder::open(&place) {
+            // It was moved aside just now.
+            Err(_) if locate(path) != place => continue,
+            folder => folder?,
+        };
+        let result = read_folder(&folder, device);
+        if !folder.was_replaced() {
+            return result;
         }
     }
-    read_folder(&Folder::open(&locate(path))?, device)
+    Err(Error::io(path, std::io::Error::other("is replaced over and over while it is read")))
 }
 
 fn read_folder(folder: &Folder, device: Device) -> Result<Checkpoint> {

@@ -52,7 +52,8 @@ impl TrainingState {
         let mut tensors: Vec<(&str, &Tensor)> =
             self.tensors.iter().map(|(name, t)| (name.as_str(), t)).collect();
         // Readers map the file and want numbers at multiples of their size: the largest types first.
-        tensors.sort_by_key(|(_, tensor)| std::cmp::Reverse(tensor.kind().elt_size_in_bytes()));
+        let size = |tensor: &Tensor| tensor.f_kind().map_or(0, |kind| kind.elt_size_in_bytes());
+        tensors.sort_by_key(|(_, tensor)| std::cmp::Reverse(size(tensor)));
         weights::emit(out, &tensors, None, (ENTRY, &self.meta.to_string()), file)
     }
 }

@@ -120,13 +120,13 @@ pub(super) fn emit(
     let io = |error| Error::io(file, error);
     out.write_all(&(header.len() as u64).to_le_bytes()).map_err(io)?;
     out.write_all(&header).map_err(io)?;
-    for (label, tensor) in tensors {
+    for (name, tensor) in tensors {
         let stored = kind.map_or_else(|| tensor.f_kind(), Ok)?;
         let source = tensor.f_detach()?.f_to_device(Device::Cpu)?;
         let values = source.f_to_kind(stored)?.f_contiguous()?;
         if stored == Kind::Half && !is_finite(&values)? && is_finite(&source)? {
             return Err(Error::NonFinite(format!(
-                "tensor {label} has values above 65504, which f16 cannot hold"
+                "tensor {name} has values above 65504, which f16 cannot hold"
             )));
         }
         let count = values.numel();

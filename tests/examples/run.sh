@@ -215,6 +215,7 @@ fails "a picture that cannot be written" "nowhere/x.png" "${textures[@]}" --coun
 if run "the C example" 0 "$sample"; then
     expect "writes a picture" test "$(head -n 1 sample.ppm)" = "P3 16 16 255"
     expect "of all its pixels" test "$(tail -n +2 sample.ppm | wc -w)" -eq $((3 * 16 * 16))
+    # shellcheck disable=SC2016
     # of the first row's pixels: the first and the last red; between them it grew in the training picture
     expect "of what it trained on" awk 'NR == 2 { exit !($1 < 50 && $46 > 205) }' sample.ppm
 fi
