@@ -46,3 +46,77 @@ header: $(LIBTORCH_READY) ## Regenerate include/diffusion.h (and the Go binding'
 	$(CARGO) build --release --lib
 	@cp "$$(ls -t target/release/build/libdiffusion-*/out/diffusion.h | head -n 1)" include/diffusion.h
 	@cp include/diffusion.h bindings/go/diffusion.h
+
+# --- Examples -------------------------------------------------------------------------------------------------------
+
+.deps/flags.mk: scripts/ensure_native_deps.sh
+	@scripts/ensure_native_deps.sh
+
+CXX_HEADERS := include/diffusion.h bindings/cpp/diffusion.hpp $(wildcard examples/cpp/*.hpp)
+EXAMPLES := build/examples/sample build/examples/make_textures build/examples/train_textures
+
+examples: $(EXAMPLES) build/examples/go_make_textures ## Build all examples into build/examples
+
+build/examples/sample: examples/c/sample.c include/diffusion.h $(LIBRARY)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -std=c99 $(WARNINGS) $< $(LINK) -lm -o $@
+
+# The C++ examples use libpng, CLI11 and barkeep, found or fetched by scripts/ensure_native_deps.sh.
+build/examples/%: examples/cpp/%.cpp $(CXX_HEADERS) $(LIBRARY) .deps/flags.mk
+	@mkdir -p $(@D)
+	$(CXX) $(CXXFLAGS) -std=c++20 -Wall -Wextra $(NATIVE_CXXFLAGS) $< $(LINK) $(NATIVE_LDFLAGS) $(NATIVE_LDLIBS) -pthread -o $@
+
+build/examples/go_make_textures: $(wildcard examples/go/make_textures/*.go bindings/go/*) $(LIBRARY)
+	@mkdir -p $(@D)
+	cd examples/go/make_textures && $(GO) build -o $(CURDIR)/$@ .
+
+demo: build/examples/make_textures ## Sample 16 textures from the model in models/textures into out/textures.png
+	@mkdir -p out
+	build/examples/make_textures --model models/textures --count 16 --columns 8 --seed 7 --out out/textures.png
+
+# --- Tests: what CI runs --------------------------------------------------------------------------------------------
+
+# Each target below can be run alone.
+test: check test-setup test-rust test-c test-cpp test-examples test-go ## Everything that CI runs
+	@echo "all tests passed"
+
+check: $(LIBTORCH_READY) ## Formatting and lints
+	@scripts/ensure_check_tools.sh
+	$(CARGO) fmt --check
+	$(CARGO) clippy --release --locked --all-targets -- -D warnings
+	.venv/bin/clang-format --dry-run --Werror $(shell find src bindings/cpp examples tests -name '*.[ch]' -o -name '*.[ch]pp' | sort)
+	@unformatted=$$(gofmt -l bindings/go examples/go); test -z "$$unformatted" || { echo "gofmt: $$unformatted"; exit 1; }
+	cd bindings/go && $(GO) vet ./...
+	cd examples/go/make_textures && $(GO) vet ./...
+
+test-setup: ## The set-up scripts, on small made-up packages
+	$(PYTHON) -m unittest discover -s tests/setup
+
+test-rust: $(LIBTORCH_READY) ## The crate, against goldens from diffusers and formulas
+	$(CARGO) test --release --locked --no-fail-fast
+
+test-c: $(LIBRARY) build/examples/sample ## The C ABI, the header and the exported symbols
+	tests/c/run.sh
+
+build/tests/%: tests/cpp/%.cpp $(CXX_HEADERS) $(LIBRARY)
+	@mkdir -p $(@D)
+	$(CXX) $(CXXFLAGS) -std=c++17 $(WARNINGS) -Wconversion $< $(LINK) -pthread -o $@
+
+build/tests/fixtures: tests/examples/fixtures.cpp $(CXX_HEADERS) .deps/flags.mk
+	@mkdir -p $(@D)
+	$(CXX) $(CXXFLAGS) -std=c++20 -Iexamples/cpp $(NATIVE_CXXFLAGS) $< $(NATIVE_LDFLAGS) $(NATIVE_LDLIBS) -o $@
+
+test-cpp: build/tests/test_binding ## The C++ binding
+	build/tests/test_binding
+
+test-examples: $(EXAMPLES) build/tests/fixtures ## The examples, as their users run them
+	tests/examples/run.sh build
+
+test-go: export DIFFUSION_LIB := $(CURDIR)/build/lib
+test-go: $(LIBRARY) ## The Go binding and example, with the race detector and a nervous collector
+	cd bindings/go && CGO_ENABLED=0 $(GO) build ./... && $(GO) test -race -count=1 ./...
+	cd bindings/go && GOGC=1 $(GO) test -count=1 ./...
+	cd examples/go/make_textures && $(GO) test -race -count=1 ./...
+
+clean: ## Remove what was built, not what was fetched
+	rm -rf build out target

@@ -625,6 +625,33 @@ fn malformed_training_states_are_refused() {
     assert!(spoil(STATE, |_| bytes).contains("metadata entry \"training\" is not valid JSON"));
 }
 
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(150))]
+    #[test]
+    fn no_change_of_bytes_makes_the_reader_panic(
+        file in 0usize..5, at in 0.0f64..1.0, head in proptest::bool::ANY, byte: u8, cut in proptest::bool::weighted(0.2),
+    ) {
+        let names =
+            ["model_index.json", "unet/config.json", "scheduler/scheduler_config.json", WEIGHTS, "training_state.safetensors"];
+        let (_keep, path) = folder();
+        Made::new(1).write(&path);
+        let name = path.join(names[file]);
+        let mut bytes = fs::read(&name).unwrap();
+        // The start of a file is where its structure is.
+        let place = (at * if head { bytes.len().min(2000) } else { bytes.len() } as f64) as usize;
+        bytes[place] = byte;
+        if cut {
+            bytes.truncate(place);
+        }
+        fs::write(&name, bytes).unwrap();
+        match read(&path, Device::Cpu) {
+            Ok(_) => {}
+            Err(Error::Format { path: file, .. }) => assert!(file.starts_with(&path)),
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+}
+
 // Crashes
 
 #[test]
@@ -782,6 +809,28 @@ fn an_unfinished_folder_of_a_living_writer_is_left_alone() {
     write_to(&Disk::with_gate(&gate), &path, &three.parts(), WeightType::F32).unwrap();
     assert_eq!(seen.borrow().len(), 2, "{seen:?}");
     assert!(three.is(&read(&path, Device::Cpu).unwrap()));
+    assert_eq!(beside(&path), ["model"]);
+}
+
+#[test]
+fn writers_to_the_same_place_do_not_disturb_each_other() {
+    let (_keep, path) = folder();
+    Made::new(0).write(&path);
+    fs::write(path.join("README.md"), "kept").unwrap();
+    std::thread::scope(|scope| {
+        for seed in 0..3 {
+            let path = &path;
+            scope.spawn(move || {
+                let made = Made::new(seed);
+                (0..25).for_each(|_| made.write(path));
+            });
+        }
+    });
+    let found = read(&path, Device::Cpu).unwrap();
+    assert!((0..3).any(|seed| Made::new(seed).is(&found)));
+    assert_eq!(fs::read_to_string(path.join("README.md")).unwrap(), "kept");
+    // What the last ones left to each other goes away with the next write.
+    Made::new(0).write(&path);
     assert_eq!(beside(&path), ["model"]);
 }
 

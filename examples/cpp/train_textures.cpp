@@ -100,6 +100,10 @@ void add_options(CLI::App &app, Options &o) {
 
     app.add_option("--out", o.out, "Checkpoint folder: resumed if there is one, else made")
         ->capture_default_str();
+    app.add_option(
+           "--export", o.export_to,
+           "At the end also write the model alone there, to be shipped: f16 weights, no training state")
+        ->type_name("FOLDER");
     auto *fresh =
         app.add_flag("--fresh", o.fresh, "Fail if --out holds a checkpoint, in place of resuming it");
     app.add_flag("--resume", o.resume, "Fail if --out holds no checkpoint, in place of starting one")
@@ -371,6 +375,13 @@ fs::path samples_path(const Options &o, std::uint64_t step) {
     return fs::path(o.out) / name;
 }
 
+void export_model(const diffusion::Process &process, const Options &o) {
+    if (!o.export_to.empty()) {
+        process.export_model(o.export_to, DIFFUSION_PRECISION_F16);
+        std::printf("exported %s\n", o.export_to.c_str());
+    }
+}
+
 std::string shell_command(int argc, char **argv) {
     std::string command;
     for (int i = 0; i < argc; ++i) {
@@ -445,6 +456,7 @@ int train(const Options &o, const std::string &command) {
     if (step >= o.steps) {
         std::printf("nothing to do: --steps is %llu, and the checkpoint has %llu\n",
                     static_cast<unsigned long long>(o.steps), static_cast<unsigned long long>(step));
+        export_model(*process, o);
         return 0;
     }
 
@@ -495,6 +507,7 @@ int train(const Options &o, const std::string &command) {
     display.finish();
     std::printf("trained %llu steps into %s; loss curve: %s\n", static_cast<unsigned long long>(step),
                 o.out.c_str(), (fs::path(o.out) / "loss_curve.png").c_str());
+    export_model(*process, o);
     if (drawn) {
         std::printf("open %s to see sixteen samples\n", samples.c_str());
     }

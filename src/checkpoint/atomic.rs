@@ -357,28 +357,38 @@ fn lock(folder: &Path) -> Option<fs::File> {
 
 /// Links everything in `from` that is not ours, and is not there yet, into `to`. `place` is where that is in the
 /// checkpoint.
+///
+/// What goes away meanwhile is passed over: another writer has replaced the folder, and has carried its files.
 fn carry(disk: &Disk, rules: &Rules, from: &Path, to: &Path, place: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(from)? {
+    let entries = match fs::read_dir(from) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
         let entry = entry?;
-        let (source, target) = (entry.path(), to.join(entry.file_name()));
-        let place = place.join(entry.file_name());
-        let is_folder = entry.file_type()?.is_dir();
-        if (rules.is_ours)(&place) && !is_folder {
-            continue;
-        }
-        let there = fs::symlink_metadata(&target).is_ok();
-        if is_folder {
-            // Our own folders are there already, and others may have put something into them.
-            if !there {
-                disk.change(Operation::Carry, &target, || fs::create_dir(&target))?;
-                fs::set_permissions(&target, fs::metadata(&source)?.permissions())?;
-            }
-            carry(disk, rules, &source, &target, &place)?;
-        } else if !there {
-            disk.change(Operation::Carry, &target, || link(&source, &target))?;
+        match carry_one(disk, rules, &entry, to, &place.join(entry.file_name())) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            result => result?,
         }
     }
     Ok(())
+}
+
+fn carry_one(disk: &Disk, rules: &Rules, entry: &fs::DirEntry, to: &Path, place: &Path) -> io::Result<()> {
+    let (source, target) = (entry.path(), to.join(entry.file_name()));
+    let there = fs::symlink_metadata(&target).is_ok();
+    if entry.file_type()?.is_dir() {
+        // Our own folders are there already, and others may have put something into them.
+        if !there {
+            disk.change(Operation::Carry, &target, || fs::create_dir(&target))?;
+            fs::set_permissions(&target, fs::metadata(&source)?.permissions())?;
+        }
+        carry(disk, rules, &source, &target, place)
+    } else if there || (rules.is_ours)(place) {
+        Ok(())
+    } else {
+        disk.change(Operation::Carry, &target, || link(&source, &target))
+    }
 }
 
 /// A second name for a file; a copy of it where the file system has no such thing.

@@ -15,8 +15,8 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 
-/// The longest JSON file. A hundred thousand betas are 2 MB; parsed JSON takes many times its length.
-const JSON_LIMIT: u64 = 16 << 20;
+/// The longest JSON file. A hundred thousand betas are 3 MB; parsed JSON takes up to sixteen times its length.
+const JSON_LIMIT: u64 = 4 << 20;
 
 /// An open folder.
 pub(super) struct Folder {

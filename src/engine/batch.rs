@@ -107,7 +107,8 @@ impl Batch {
     fn admit(&mut self, process: &DiffusionProcess) {
         let mut room = self.capacity.saturating_sub(self.lanes.iter().map(|lane| lane.images.len()).sum());
         let mut arrived: Vec<(SamplerParams, Vec<Image>)> = Vec::new();
-        while let (1.., Some(mut first)) = (room, self.waiting.pop_front()) {
+        while room > 0 {
+            let Some(mut first) = self.waiting.pop_front() else { break };
             let (job, index) = (Arc::clone(&first.job), first.next);
             job.begin();
             let image = Image { stream: job.stream(index), index, job };

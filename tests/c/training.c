@@ -82,7 +82,7 @@ static double mean_difference(const float *a, const float *b, size_t n)
 
 static void test_overfit(void)
 {
-    enum { SIZE = 8, N = SIZE * SIZE, COPIES = 16, STEPS = 900 };
+    enum { SIZE = 8, N = SIZE * SIZE, COPIES = 16, STEPS = 450 };
     diffusion_config config = tiny_config();
     diffusion_process *process;
     float image[N], many[COPIES * N], out[4 * N], loss, first = 0, last = 0;
@@ -706,7 +706,7 @@ static void test_crash_while_saving(void)
         close(pipes[1]);
         CHECK(read(pipes[0], &byte, 1) == 1); /* it is saving; now anywhere in one of the next saves */
         pause.tv_sec = 0;
-        pause.tv_nsec = (long)(next_random(&state) % 60000000);
+        pause.tv_nsec = (long)(next_random(&state) % 150000000);
         nanosleep(&pause, NULL);
         kill(child, SIGKILL);
         waitpid(child, &status, 0);

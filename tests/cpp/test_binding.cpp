@@ -897,6 +897,16 @@ void test_save_and_load() {
     overridden.set_learning_rate(process.learning_rate());
     CHECK_EQUAL(overridden.train_step(images), process.train_step(images));  // goes on exactly where it was
 
+    process.export_model(folder / "f16");
+    process.export_model(folder / "f32", DIFFUSION_PRECISION_F32);
+    const fs::path weights = fs::path("unet") / "diffusion_pytorch_model.safetensors";
+    CHECK(fs::file_size(folder / "f16" / weights) < fs::file_size(folder / "f32" / weights) * 3 / 4);
+    const Process shipped = Process::load(folder / "f16", overrides);
+    CHECK_EQUAL(shipped.step_count(), std::uint64_t{0});
+    CHECK(largest_difference(shipped.predict_noise(images, timesteps),
+                             process.predict_noise(images, timesteps)) < 0.05F);
+    CHECK_THROWS(diffusion::InvalidArgument, "precision", process.export_model(folder / "f8", 8));
+
     overrides.image_size = 16;
     CHECK_THROWS(diffusion::InvalidArgument, "image_size", Process::load(folder / "model", overrides));
 }

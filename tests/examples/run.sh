@@ -102,7 +102,11 @@ if run "trains without a break" 0 "${png[@]}" --out unbroken --steps 10; then
     expect "stopping and resuming changes no loss" cmp model/loss.csv unbroken/loss.csv
     expect "nor the samples" "$fixtures" same model/samples_000010.png unbroken/samples_000010.png
 fi
-run "has nothing to do" 0 "${png[@]}" --steps 10 && expect "says so" grep -q 'nothing to do' out
+if run "has nothing to do" 0 "${png[@]}" --steps 10 --export shipped; then
+    expect "says so" grep -q 'nothing to do' out
+    expect "exports the model all the same" grep -q 'exported shipped' out
+    expect "without its training state" test -f shipped/model_index.json -a ! -e shipped/training_state.safetensors
+fi
 printf '11,0.5\n12,0.5\n' >>model/loss.csv
 run "resumes with losses of steps that were not saved" 0 "${png[@]}" --steps 11 &&
     expect "drops them" consecutive model/loss.csv 11
@@ -190,6 +194,8 @@ for method in ddpm ddim dpm-solver++ dpm-solver++-sde unipc euler heun; do
 done
 run "samples a gray model" 0 "$make_textures" --model idx --device cpu --out gray.png --count 1 --steps 2 &&
     expect "gives a gray picture" size_is gray.png 128x128
+run "samples an exported model" 0 "${textures[@]}" --model shipped --out shipped.png --count 1 --steps 2 &&
+    expect "gives a picture of it" size_is shipped.png 136x136
 run "samples untrained weights" 0 "$make_textures" --untrained --device cpu --out noise.png --count 1 --steps 1 &&
     expect "gives noise" size_is noise.png 136x136
 
