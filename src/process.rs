@@ -152,8 +152,8 @@ impl ProcessConfig {
 
 /// Checks that values are finite.
 pub fn check_finite(name: &str, values: &[f32]) -> Result<()> {
-    // The sum of x - x is 0 exactly where every x is finite, and is computed without a branch per value.
-    if values.iter().map(|x| x - x).sum::<f32>() == 0.0 {
+    // The sum of 0 * x is 0 exactly where every x is finite, and is computed without a branch per value.
+    if values.iter().map(|x| x * 0.0).sum::<f32>() == 0.0 {
         return Ok(());
     }
     let at = values.iter().position(|x| !x.is_finite()).unwrap_or_default();

@@ -114,7 +114,7 @@ impl Batch {
             let image = Image { stream: job.stream(index), index, job };
             match arrived.iter_mut().find(|(params, _)| *params == image.job.sampler) {
                 Some((_, images)) => images.push(image),
-                None => arrived.push((image.job.sampler.clone(), vec![image])),
+                None => arrived.push((image.job.sampler, vec![image])),
             }
             first.next += 1;
             if first.next < first.job.num_samples {

@@ -99,7 +99,9 @@ impl Engine {
                 });
                 match process {
                     Err(error) => drop(ready.send(Err(error))),
-                    Ok(process) => {
+                    Ok(mut process) => {
+                        // Before the caller can set a callback, so that it hears all of it then.
+                        log_news(&worker, &mut process);
                         let facts = Facts {
                             config: process.config().clone(),
                             schedule: process.schedule().clone(),
@@ -252,9 +254,7 @@ fn work(shared: &Shared, mut process: DiffusionProcess) {
     let on_cpu = process.device() == Device::Cpu;
     let mut batch = Batch::new(process.config().max_batch);
     loop {
-        for line in process.take_log() {
-            shared.log.write(log::WARNING, &line);
-        }
+        log_news(shared, &mut process);
         match next(shared, &mut batch) {
             Next::Stop => return batch.fail_all(&Error::Cancelled("the process was destroyed".into())),
             Next::Task(task) => {
@@ -272,6 +272,13 @@ fn work(shared: &Shared, mut process: DiffusionProcess) {
                 }
             }
         }
+    }
+}
+
+/// Passes on what the process has to say.
+fn log_news(shared: &Shared, process: &mut DiffusionProcess) {
+    for line in process.take_log() {
+        shared.log.write(log::WARNING, &line);
     }
 }
 

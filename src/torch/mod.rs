@@ -25,6 +25,7 @@ extern "C" {
     fn diffusion_shim_torch_address() -> *const c_void;
     fn diffusion_shim_cuda(devices: *mut i32, runtime_version: *mut i64) -> *mut c_char;
     fn diffusion_shim_default_floating_point();
+    fn diffusion_shim_grad_enabled() -> bool;
     fn diffusion_shim_adam(
         parameters: *const *mut C_tensor,
         gradients: *const *mut C_tensor,
@@ -355,6 +356,12 @@ impl GradGuard {
         // SAFETY: a thread-local flag of libtorch's; returns its old value.
         GradGuard(unsafe { torch_sys::at_grad_set_enabled(i32::from(enabled)) } != 0)
     }
+}
+
+/// Whether gradients are being recorded on this thread.
+pub fn is_recording() -> bool {
+    // SAFETY: reads a thread-local flag of libtorch's.
+    unsafe { diffusion_shim_grad_enabled() }
 }
 
 impl Drop for GradGuard {

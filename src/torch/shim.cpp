@@ -65,6 +65,8 @@ char *diffusion_shim_cuda(int32_t *devices, int64_t *runtime_version) {
 
 void diffusion_shim_default_floating_point(void) { std::fesetenv(FE_DFL_ENV); }
 
+bool diffusion_shim_grad_enabled(void) { return at::GradMode::is_enabled(); }
+
 char *diffusion_shim_adam(const tensor *parameters, const tensor *gradients, const tensor *exp_avg,
                           const tensor *exp_avg_sq, size_t count, tensor step, double learning_rate, double beta1,
                           double beta2, double weight_decay, double epsilon, bool decoupled, tensor found_inf) {

@@ -2,12 +2,13 @@
 //!
 //! The fields are visible to the crate, since an inference plan is made by reading a network's layers.
 
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 use super::config::Activation;
 use super::parameters::Init;
 use super::scope::Scope;
 use crate::error::Result;
+use crate::torch;
 
 /// A 2-d convolution: `weight` [out, in, k, k], `bias` [out].
 #[derive(Debug)]
@@ -45,6 +46,11 @@ impl Conv2d {
     /// [B, in, H, W] -> [B, out, H', W']
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
+        // Below 16 images on one thread conv2d prefers im2col, which is slower and rounds otherwise than oneDNN does for
+        // 16: an image would depend on the batch it is in. In training conv2d stays, which autocast knows.
+        if x.device() == Device::Cpu && x.kind() == Kind::Float && !torch::is_recording() {
+            return Ok(x.f_mkldnn_convolution(&self.weight, Some(&self.bias), padding, stride, [1, 1], 1)?);
+        }
         Ok(x.f_conv2d(&self.weight, Some(&self.bias), stride, padding, [1, 1], 1)?)
     }
 }

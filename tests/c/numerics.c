@@ -742,10 +742,56 @@ static void *sample_in_thread(void *which)
     return NULL;
 }
 
+/*
+ * The noise that sampling starts from, of the first n images of a seed: a network that predicts the velocity 0 and one
+ * step from abar = 0.01 make each image a tenth of it, which no clamp reaches.
+ */
+static void starting_noise(uint64_t seed, size_t n, float *noise)
+{
+    static const float zero[TINY_CHANNELS];
+    const double beta = 0.99;
+    diffusion_config config = tiny_config();
+    diffusion_process *process = NULL;
+    size_t i;
+    config.noise_steps = 1;
+    config.prediction_type = DIFFUSION_PREDICTION_VELOCITY;
+    if (!OK(diffusion_create_with_betas(&config, &beta, 1, &process))) {
+        return;
+    }
+    set_constant(process, zero, TINY_CHANNELS);
+    OK(diffusion_sample_ddim(process, n, 1, 0, seed, noise, n * TINY_IMAGE));
+    for (i = 0; i < n * TINY_IMAGE; i++) {
+        noise[i] *= 10;
+    }
+    OK(diffusion_destroy(process));
+}
+
+static void test_starting_noise(void)
+{
+    enum { SEEDS = 256, M = SEEDS * TINY_IMAGE };
+    float *noise = must_alloc(M * sizeof *noise), *other = must_alloc(M * sizeof *other);
+    double mean = 0, square = 0;
+    size_t i;
+    SECTION("the noise that sampling starts from is normal");
+    starting_noise(77, SEEDS, noise);
+    for (i = 0; i < M; i++) {
+        mean += noise[i] / M;
+        square += (double)noise[i] * noise[i] / M;
+    }
+    CHECK_NEAR(mean, 0, 5 / sqrt((double)M));
+    CHECK_NEAR(square, 1, 5 * sqrt(2.0 / M));
+    CHECK_BELOW(kolmogorov(noise, M), 2.5);
+    CHECK_NEAR(correlation(noise, noise + 1, M - 1), 0, 5);
+    CHECK_NEAR(correlation(noise, noise + TINY_IMAGE, M - TINY_IMAGE), 0, 5);
+    starting_noise(78, SEEDS, other);
+    CHECK_NEAR(correlation(noise, other, M), 0, 5);
+    free(noise);
+    free(other);
+}
+
 static void test_ddim_is_determined(void)
 {
-    static float out[8 * TINY_IMAGE], noise[8 * TINY_IMAGE], zeros[8 * TINY_IMAGE], noisy[8 * TINY_IMAGE];
-    static const int64_t timesteps[8];
+    static float out[8 * TINY_IMAGE], noise[8 * TINY_IMAGE], zeros[8 * TINY_IMAGE];
     static const int32_t batches[] = {1, 2, 3, 5, 8};
     uint64_t seeds[8] = {9, 8, 77, 6, 5, 77, 3, UINT64_MAX};
     diffusion_config config = tiny_config();
@@ -806,8 +852,8 @@ static void test_ddim_is_determined(void)
     OK(diffusion_sample_ddim(shared, 1, 10, 0, UINT64_MAX, noise, n));
     CHECK_BELOW(max_difference(out + 7 * n, noise, n), SAME_IMAGE);
 
-    /* The starting noise of image i is add_noise's for (seed, i): given as initial_noise it gives the same image. */
-    OK(diffusion_add_noise(shared, zeros, 8 * n, timesteps, 8, 77, noisy, 8 * n, noise, 8 * n));
+    /* What the seed starts from, given as initial_noise, gives the same image; another seed then matters no more. */
+    starting_noise(77, 8, noise);
     params = sample_params(8, 10, 123);
     params.initial_noise = noise;
     params.initial_noise_len = 8 * n;
@@ -888,7 +934,7 @@ static void spaced(int32_t spacing, int noise_steps, int steps, int64_t *times)
     for (i = 0; i < steps; i++) {
         double ratio = (double)noise_steps / steps;
         int64_t t;
-        if (spacing == DIFFUSION_SPACING_TRAILING) {
+        if (spacing == DIFFUSION_SPACING_TRAILING || spacing == DIFFUSION_DEFAULT) { /* a new process's default */
             t = (int64_t)nearbyint(noise_steps - i * ratio) - 1;
         } else if (spacing == DIFFUSION_SPACING_LINSPACE) {
             t = steps == 1 ? 0 : (int64_t)nearbyint((double)(steps - 1 - i) * (noise_steps - 1) / (steps - 1));
@@ -1296,6 +1342,7 @@ int main(void)
     test_noise_statistics();
     test_predict_noise();
     test_parameters();
+    test_starting_noise();
     shared = must_create(&config);
     test_ddim_is_determined();
     test_random_samplers_are_determined();
