@@ -19,7 +19,8 @@ LINK := -Iinclude -Ibindings/cpp -Lbuild/lib -ldiffusion -Wl,-rpath,$(CURDIR)/bu
 
 -include .deps/flags.mk
 
-.PHONY: help all libtorch header demo test check clean
+.PHONY: help all libtorch header examples demo test check test-setup test-rust test-c test-cpp test-examples test-go bench \
+	goldens model clean
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -84,7 +85,7 @@ check: $(LIBTORCH_READY) ## Formatting and lints
 	@scripts/ensure_check_tools.sh
 	$(CARGO) fmt --check
 	$(CARGO) clippy --release --locked --all-targets -- -D warnings
-	.venv/bin/clang-format --dry-run --Werror $(shell find src bindings/cpp examples tests -name '*.[ch]' -o -name '*.[ch]pp' | sort)
+	.venv/bin/clang-format --dry-run --Werror $(shell find src bindings/cpp examples benches tests -name '*.[ch]' -o -name '*.[ch]pp' | sort)
 	@unformatted=$$(gofmt -l bindings/go examples/go); test -z "$$unformatted" || { echo "gofmt: $$unformatted"; exit 1; }
 	cd bindings/go && $(GO) vet ./...
 	cd examples/go/make_textures && $(GO) vet ./...
@@ -117,6 +118,31 @@ test-go: $(LIBRARY) ## The Go binding and example, with the race detector and a 
 	cd bindings/go && CGO_ENABLED=0 $(GO) build ./... && $(GO) test -race -count=1 ./...
 	cd bindings/go && GOGC=1 $(GO) test -count=1 ./...
 	cd examples/go/make_textures && $(GO) test -race -count=1 ./...
+
+# --- Figures, models, goldens ---------------------------------------------------------------------------------------
+
+build/benches/%: benches/%.cpp $(CXX_HEADERS) $(LIBRARY)
+	@mkdir -p $(@D)
+	$(CXX) $(CXXFLAGS) -std=c++17 $(WARNINGS) -Wconversion $< $(LINK) -pthread -o $@
+
+bench: build/benches/calls ## What a call costs, as ratios; keep the machine idle
+	build/benches/calls
+
+goldens: ## Make tests/goldens afresh from PyTorch and diffusers (5 GB into .venv-goldens) and compare
+	test -d .venv-goldens || $(PYTHON) -m venv .venv-goldens
+	.venv-goldens/bin/python -m pip install -q torch==2.11.0 diffusers==0.42.1 safetensors==0.8.0 numpy==2.4.6
+	.venv-goldens/bin/python scripts/make_goldens.py --check
+
+data/freedoom/SOURCE.txt: scripts/freedoom_textures.py
+	$(PYTHON) scripts/freedoom_textures.py
+
+model: build/examples/train_textures data/freedoom/SOURCE.txt ## Train models/textures (an hour on two cores)
+	build/examples/train_textures --png data/freedoom/flats data/freedoom/walls $(MODEL_FLAGS) --out out/textures \
+		--export models/textures
+
+# What models/textures was trained with.
+MODEL_FLAGS := --scale-down 2 --size 32 --hidden-dims 32,64,128 --augment wrap,flip --steps 4000 --batch 32 \
+	--learning-rate 0.0005 --warmup 200 --cosine-decay --ema 0.999 --clip 1 --prediction velocity --precision bf16 --seed 1
 
 clean: ## Remove what was built, not what was fetched
 	rm -rf build out target

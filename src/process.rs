@@ -18,8 +18,11 @@ use crate::torch::{self, GradGuard};
 use crate::training::grad_scaler::GradScaler;
 use crate::training::trainer::{StepContext, Trainer};
 use crate::training::{check_learning_rate, Precision, TrainingConfig};
-use crate::unet::{DiffusionModel, Parameters, UnetConfig};
+use crate::unet::{ClassEmbedding, DiffusionModel, Parameters, UnetConfig};
 use crate::{Error, Result};
+
+/// The most levels that a process's U-Net may have.
+pub const MAX_LEVELS: usize = 8;
 
 /// Where to compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -235,6 +238,7 @@ impl DiffusionProcess {
         adjust: impl FnOnce(&mut ProcessConfig) -> Result<()>,
     ) -> Result<Self> {
         let found = checkpoint::read(path, Device::Cpu)?;
+        check_supported(&found.unet).map_err(|reason| Error::format(path, reason))?;
         let meta = found.training.as_ref().map(|state| read_meta(path, state)).transpose()?;
         let mut config = ProcessConfig {
             unet: found.unet,
@@ -540,6 +544,26 @@ pub fn to_vec(tensor: &Tensor) -> Result<Vec<f32>> {
     let mut values = memory::zeroed(tensor.numel())?;
     tensor.f_copy_data(&mut values, tensor.numel())?;
     Ok(values)
+}
+
+/// What the network's own module can do and a process cannot, in diffusers' names, since it comes from a file.
+fn check_supported(unet: &UnetConfig) -> std::result::Result<(), String> {
+    let (inputs, outputs) = (unet.in_channels, unet.out_channels);
+    if inputs != outputs {
+        return Err(format!(
+            "out_channels is {outputs}: must be in_channels ({inputs}); learned variances are not supported"
+        ));
+    }
+    if unet.class_embedding != ClassEmbedding::None {
+        return Err(
+            "the network has class embeddings (class_embed_type or num_class_embeds): must have none".into(),
+        );
+    }
+    let (levels, most) = (unet.block_out_channels.len(), MAX_LEVELS);
+    if levels > most {
+        return Err(format!("block_out_channels has {levels} levels: must have at most {most}"));
+    }
+    Ok(())
 }
 
 fn read_meta(path: &Path, state: &TrainingState) -> Result<TrainingMeta> {

@@ -749,7 +749,7 @@ int32_t diffusion_create_with_betas(const struct diffusion_config *config,
  * Nothing in a checkpoint is ever executed.
  *
  * Errors: INVALID_ARGUMENT, NULL_POINTER, IO (unreadable), FORMAT (damaged, or uses a feature that is not
- * supported; the message names file and field), DEVICE_UNAVAILABLE, OUT_OF_MEMORY.
+ * supported; the message names the file and what in it), DEVICE_UNAVAILABLE, OUT_OF_MEMORY.
  *
  * Pointers: `path` is NULL or a NUL-terminated UTF-8 string; `overrides` is NULL or points to overrides->struct_size readable
  * bytes; `process` is NULL or valid for a write.

@@ -79,35 +79,51 @@ impl Need {
         Need { len, why: why.into() }
     }
 
-    fn check<T>(&self, name: &'static str, pointer: *const T, len: usize) -> Result<()> {
+    fn check<T>(&self, array: &Array<T>) -> Result<()> {
+        let Array { name, pointer, length, len } = *array;
         if pointer.is_null() {
             return Err(Error::NullPointer(name, "the array"));
         }
         if len != self.len {
-            let why = self.why.clone();
-            return Err(Error::BufferSize { name: length_name(name), got: len, need: self.len, why });
+            return Err(Error::BufferSize { name: length, got: len, need: self.len, why: self.why.clone() });
         }
         if !pointer.is_aligned() {
-            let align = std::mem::align_of::<T>();
+            let align = align_of::<T>();
             return Err(Error::argument(name, format!("{pointer:p}"), format!("a multiple of {align}")));
         }
         Ok(())
     }
 }
 
+/// A caller's array as it comes: pointer and length, and what the header calls the two.
+pub(crate) struct Array<T> {
+    pub(crate) name: &'static str,
+    pub(crate) pointer: *const T,
+    pub(crate) length: &'static str,
+    pub(crate) len: usize,
+}
+
+/// `array!(images, images_len)`: an [`Array`] named as its arguments are.
+macro_rules! array {
+    ($pointer:ident, $len:ident) => {
+        $crate::capi::boundary::Array {
+            name: stringify!($pointer),
+            pointer: $pointer,
+            length: stringify!($len),
+            len: $len,
+        }
+    };
+}
+pub(crate) use array;
+
 /// A caller's array, copied.
 ///
 /// # Safety
-/// `pointer` is NULL or valid for reads of `len` values, which nobody changes during the call.
-pub(crate) unsafe fn input<T: Copy>(
-    name: &'static str,
-    pointer: *const T,
-    len: usize,
-    need: &Need,
-) -> Result<Vec<T>> {
-    need.check(name, pointer, len)?;
+/// The pointer is NULL or valid for reads of the length, which nobody changes during the call.
+pub(crate) unsafe fn input<T: Copy>(array: Array<T>, need: &Need) -> Result<Vec<T>> {
+    need.check(&array)?;
     // SAFETY: not NULL, aligned and of a possible size, as just checked; the caller vouches for the rest.
-    crate::memory::copied(unsafe { std::slice::from_raw_parts(pointer, len) })
+    crate::memory::copied(unsafe { std::slice::from_raw_parts(array.pointer, array.len) })
 }
 
 /// A caller's single value, to be written once on success.
@@ -137,11 +153,11 @@ pub(crate) struct OutSlice<T> {
 
 impl<T: Copy> OutSlice<T> {
     /// # Safety
-    /// `pointer` is NULL or valid for writes of `len` values until the call returns, and nobody else reads or
-    /// writes them meanwhile.
-    pub(crate) unsafe fn new(name: &'static str, pointer: *mut T, len: usize, need: &Need) -> Result<Self> {
-        need.check(name, pointer, len)?;
-        Ok(OutSlice { pointer, len })
+    /// The pointer is NULL or was made from a mutable one that is valid for writes of the length until the call
+    /// returns, and nobody else reads or writes there meanwhile.
+    pub(crate) unsafe fn new(array: Array<T>, need: &Need) -> Result<Self> {
+        need.check(&array)?;
+        Ok(OutSlice { pointer: array.pointer.cast_mut(), len: array.len })
     }
 
     /// Copies `values`, which has exactly the length that `new` was told to need.
@@ -159,21 +175,6 @@ impl<T: Copy> OutSlice<T> {
         let len = (self.len * size_of::<T>()).min(bytes.len());
         // SAFETY: as in `write`.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.pointer.cast::<u8>(), len) }
-    }
-}
-
-/// The argument that carries the length of the array `name`.
-fn length_name(name: &'static str) -> &'static str {
-    match name {
-        "images" => "images_len",
-        "timesteps" => "batch",
-        "noisy" => "noisy_len",
-        "noise" => "noise_len",
-        "initial_noise" => "initial_noise_len",
-        "seeds" => "seeds_len",
-        "betas" => "betas_len",
-        "values" => "values_len",
-        _ => "out_len",
     }
 }
 

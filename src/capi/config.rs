@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::boundary::{input, Need, Versioned};
+use super::boundary::{input, Array, Need, Versioned};
 use super::types::*;
 use crate::checkpoint::{SchedulerConfig, WeightType};
 use crate::engine::SampleRequest;
@@ -494,15 +494,22 @@ pub(super) unsafe fn sample_request(
     let mut seeds = Vec::new();
     if !params.seeds.is_null() || params.seeds_len != 0 {
         let need = Need::new(num_samples, "num_samples");
+        let seeds_in =
+            Array { name: "seeds", pointer: params.seeds, length: "seeds_len", len: params.seeds_len };
         // SAFETY: passed on from the caller.
-        seeds = unsafe { input("seeds", params.seeds, params.seeds_len, &need) }?;
+        seeds = unsafe { input(seeds_in, &need) }?;
     }
     let mut initial_noise = None;
     if !params.initial_noise.is_null() || params.initial_noise_len != 0 {
         let need = Need::new(floats, "all values of all images");
+        let noise = Array {
+            name: "initial_noise",
+            pointer: params.initial_noise,
+            length: "initial_noise_len",
+            len: params.initial_noise_len,
+        };
         // SAFETY: passed on from the caller.
-        let values =
-            unsafe { input("initial_noise", params.initial_noise, params.initial_noise_len, &need) }?;
+        let values = unsafe { input(noise, &need) }?;
         check_finite("initial_noise", &values)?;
         initial_noise = Some(values);
     }

@@ -1,6 +1,6 @@
 //! Noising, predicting and sampling, each as one blocking call.
 
-use super::boundary::{call, input, versioned, Need, Out, OutSlice};
+use super::boundary::{array, call, input, versioned, Array, Need, Out, OutSlice};
 use super::config::sample_request;
 use super::handles;
 use super::jobs::wait_with_callback;
@@ -58,10 +58,10 @@ pub unsafe extern "C" fn diffusion_add_noise(
         // SAFETY: the caller vouches for all pointers, as the header says.
         let (images, timesteps, noisy, noise) = unsafe {
             (
-                input("images", images, images_len, &need)?,
-                input("timesteps", timesteps, batch, &one_each)?,
-                OutSlice::new("noisy", noisy, noisy_len, &need)?,
-                OutSlice::new("noise", noise, noise_len, &need)?,
+                input(array!(images, images_len), &need)?,
+                input(array!(timesteps, batch), &one_each)?,
+                OutSlice::new(array!(noisy, noisy_len), &need)?,
+                OutSlice::new(array!(noise, noise_len), &need)?,
             )
         };
         check_finite("images", &images)?;
@@ -100,9 +100,9 @@ pub unsafe extern "C" fn diffusion_predict_noise(
         // SAFETY: the caller vouches for all pointers, as the header says.
         let (images, timesteps, out) = unsafe {
             (
-                input("images", images, len, &need)?,
-                input("timesteps", timesteps, batch, &one_each)?,
-                OutSlice::new("out", out, out_len, &need)?,
+                input(array!(images, len), &need)?,
+                input(array!(timesteps, batch), &one_each)?,
+                OutSlice::new(array!(out, out_len), &need)?,
             )
         };
         check_finite("images", &images)?;
@@ -136,7 +136,7 @@ pub unsafe extern "C" fn diffusion_sample(
     call(|| {
         let engine = handles::process(process)?;
         // SAFETY: the caller vouches for `out`, as the header says; the parameters hold no pointers.
-        unsafe { sample(&engine, &params, out, out_len) }
+        unsafe { sample(&engine, &params, array!(out, out_len)) }
     })
 }
 
@@ -171,7 +171,7 @@ pub unsafe extern "C" fn diffusion_sample_ddim(
             return Err(Error::argument("ddim_steps", 0, format!("in 1..={most}")));
         }
         // SAFETY: the caller vouches for `out`, as the header says; the parameters hold no pointers.
-        unsafe { sample(&engine, &params, out, out_len) }
+        unsafe { sample(&engine, &params, array!(out, out_len)) }
     })
 }
 
@@ -197,7 +197,8 @@ pub unsafe extern "C" fn diffusion_sample_with(
         // SAFETY: the caller vouches for `params` and `out`, as the header says.
         unsafe {
             let params = versioned("params", params)?;
-            sample(&engine, &params, out.cast::<u8>(), out_bytes)
+            let out = out.cast::<u8>();
+            sample(&engine, &params, array!(out, out_bytes))
         }
     })
 }
@@ -224,22 +225,17 @@ pub unsafe extern "C" fn diffusion_sample_size(
     })
 }
 
-/// The one way in which all three blocking calls sample. `T` is `f32` or `u8`, in which `out_len` counts.
+/// The one way in which all three blocking calls sample. `T` is `f32` or `u8`, in which the length of `out` counts.
 ///
 /// # Safety
-/// `out` is NULL or valid for `out_len` writes; the pointers in `params` are as its fields say.
-unsafe fn sample<T: Copy>(
-    engine: &Engine,
-    params: &diffusion_sample_params,
-    out: *mut T,
-    out_len: usize,
-) -> Result<()> {
+/// `out` is as [`OutSlice::new`] wants it; the pointers in `params` are as its fields say.
+unsafe fn sample<T: Copy>(engine: &Engine, params: &diffusion_sample_params, out: Array<T>) -> Result<()> {
     // SAFETY: passed on from the caller.
     let request = unsafe { sample_request(engine.config(), params) }?;
     let bytes = engine.config().result_bytes("num_samples", request.format, request.num_samples)?;
     let why = format!("{} images of {}", request.num_samples, engine.config().shape_text(request.format));
     // SAFETY: passed on from the caller.
-    let out = unsafe { OutSlice::new("out", out, out_len, &Need::new(bytes / size_of::<T>(), why))? };
+    let out = unsafe { OutSlice::new(out, &Need::new(bytes / size_of::<T>(), why))? };
     let job = engine.submit(request)?;
     wait_with_callback(&job, params.progress, params.user_data)?;
     out.write_bytes(&job.encoded()?);

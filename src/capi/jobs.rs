@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 use std::time::Duration;
 
-use super::boundary::{call, versioned, Need, Out, OutSlice};
+use super::boundary::{array, call, versioned, Need, Out, OutSlice};
 use super::config::sample_request;
 use super::handles;
 use super::types::{
@@ -136,8 +136,9 @@ pub unsafe extern "C" fn diffusion_job_fetch(job: *mut diffusion_job, out: *mut 
     call(|| {
         let job = handles::job(job)?;
         let need = Need::new(job.result_bytes(), "the job's images in its format");
+        let out = out.cast::<u8>();
         // SAFETY: the caller vouches for `out`, as the header says.
-        let out = unsafe { OutSlice::new("out", out.cast::<u8>(), bytes, &need) }?;
+        let out = unsafe { OutSlice::new(array!(out, bytes), &need) }?;
         out.write(&job.encoded()?);
         Ok(())
     })

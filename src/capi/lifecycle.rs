@@ -3,7 +3,7 @@
 use std::ffi::{c_char, c_void, CStr};
 use std::path::PathBuf;
 
-use super::boundary::{call, input, text, versioned, write_versioned, Need, Out, OutSlice};
+use super::boundary::{array, call, input, text, versioned, write_versioned, Need, Out, OutSlice};
 use super::config::{self, Overrides};
 use super::handles;
 use super::types::{diffusion_config, diffusion_log_fn, diffusion_process};
@@ -83,7 +83,7 @@ pub unsafe extern "C" fn diffusion_create_with_betas(
         unsafe {
             let (process, config) = (Out::new("process", process)?, versioned("config", config)?);
             let steps = config::noise_steps(&config)?;
-            let betas = input("betas", betas, betas_len, &Need::new(steps, "noise_steps"))?;
+            let betas = input(array!(betas, betas_len), &Need::new(steps, "noise_steps"))?;
             create(process, config, Some(BetaSchedule::Given(betas)))
         }
     })
@@ -110,7 +110,7 @@ fn create(
 /// Nothing in a checkpoint is ever executed.
 ///
 /// Errors: INVALID_ARGUMENT, NULL_POINTER, IO (unreadable), FORMAT (damaged, or uses a feature that is not
-/// supported; the message names file and field), DEVICE_UNAVAILABLE, OUT_OF_MEMORY.
+/// supported; the message names the file and what in it), DEVICE_UNAVAILABLE, OUT_OF_MEMORY.
 ///
 /// # Safety
 /// `path` is NULL or a NUL-terminated UTF-8 string; `overrides` is NULL or points to overrides->struct_size readable
@@ -256,7 +256,7 @@ pub unsafe extern "C" fn diffusion_get_schedule(
         };
         let values = engine.schedule().table(table);
         // SAFETY: the caller vouches for `out`, as the header says.
-        unsafe { OutSlice::new("out", out, out_len, &Need::new(values.len(), "noise_steps")) }?
+        unsafe { OutSlice::new(array!(out, out_len), &Need::new(values.len(), "noise_steps")) }?
             .write(&values);
         Ok(())
     })

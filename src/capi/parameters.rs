@@ -2,7 +2,7 @@
 
 use std::ffi::c_char;
 
-use super::boundary::{call, input, text, write_versioned, Need, Out, OutSlice, Versioned};
+use super::boundary::{array, call, input, text, write_versioned, Need, Out, OutSlice, Versioned};
 use super::handles;
 use super::types::{
     diffusion_parameter, diffusion_process, DIFFUSION_WEIGHTS_EMA, DIFFUSION_WEIGHTS_TRAINED,
@@ -109,7 +109,7 @@ pub unsafe extern "C" fn diffusion_parameter_read(
         let name = unsafe { text("name", name) }?.to_owned();
         let need = Need::new(engine.parameter(&name)?.len(), format!("the values of {name}"));
         // SAFETY: the caller vouches for `out`, as the header says.
-        let out = unsafe { OutSlice::new("out", out, out_len, &need) }?;
+        let out = unsafe { OutSlice::new(array!(out, out_len), &need) }?;
         out.write(&engine.run_shared(move |process, _| process.read_parameter(weights, &name))?);
         Ok(())
     })
@@ -137,7 +137,7 @@ pub unsafe extern "C" fn diffusion_parameter_write(
         let name = unsafe { text("name", name) }?.to_owned();
         let need = Need::new(engine.parameter(&name)?.len(), format!("the values of {name}"));
         // SAFETY: as above.
-        let values = unsafe { input("values", values, values_len, &need) }?;
+        let values = unsafe { input(array!(values, values_len), &need) }?;
         check_finite("values", &values)?;
         engine.run_exclusive(move |process, _| process.write_parameter(weights, &name, &values))
     })

@@ -1,6 +1,6 @@
 //! Training: one step, and the optimizer's state.
 
-use super::boundary::{call, input, Out};
+use super::boundary::{array, call, input, Out};
 use super::handles;
 use super::inference::batch_need;
 use super::types::diffusion_process;
@@ -32,7 +32,7 @@ pub unsafe extern "C" fn diffusion_train_step(
         let engine = handles::process(process)?;
         let need = batch_need(&engine, batch)?;
         // SAFETY: the caller vouches for `images`, as the header says.
-        let images = unsafe { input("images", images, images_len, &need) }?;
+        let images = unsafe { input(array!(images, images_len), &need) }?;
         check_finite("images", &images)?;
         let want_loss = !loss.is_null();
         let value =

@@ -12,6 +12,7 @@ pub const DIFFUSION_ABI_VERSION: u32 = 1;
 
 /// The most levels a U-Net may have: the length of diffusion_config.hidden_dims.
 pub const DIFFUSION_MAX_LEVELS: usize = 8;
+const _: () = assert!(DIFFUSION_MAX_LEVELS == crate::process::MAX_LEVELS);
 
 /// diffusion_config.device: CUDA if a usable CUDA device and libtorch's CUDA libraries are there, else the CPU.
 pub const DIFFUSION_DEVICE_AUTO: i32 = 0;

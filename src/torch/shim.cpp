@@ -1,5 +1,5 @@
-// The one C++ file of the library; see shim.h. It links against libtorch_cpu and libc10 only: what it does on CUDA
-// goes through libtorch's dispatcher and device-neutral interfaces.
+// The one C++ file of the library; see shim.h. It links against libtorch_cpu and libc10 only: what it does on
+// CUDA goes through libtorch's dispatcher and device-neutral interfaces.
 
 #include "shim.h"
 
@@ -41,7 +41,8 @@ char *guarded(Body body) noexcept {
 std::vector<at::Tensor> list(const tensor *tensors, size_t count) {
     std::vector<at::Tensor> result;
     result.reserve(count);
-    for (size_t i = 0; i < count; i++) result.push_back(*tensors[i]);
+    for (size_t i = 0; i < count; i++)
+        result.push_back(*tensors[i]);
     return result;
 }
 
@@ -51,9 +52,13 @@ void diffusion_shim_free(char *text) {
     if (strcmp(text, "out of memory") != 0) free(text);
 }
 
-const char *diffusion_shim_torch_version(void) { return TORCH_VERSION; }
+const char *diffusion_shim_torch_version(void) {
+    return TORCH_VERSION;
+}
 
-const void *diffusion_shim_torch_address(void) { return reinterpret_cast<const void *>(&at::globalContext); }
+const void *diffusion_shim_torch_address(void) {
+    return reinterpret_cast<const void *>(&at::globalContext);
+}
 
 char *diffusion_shim_cuda(int32_t *devices, int64_t *runtime_version) {
     return guarded([&] {
@@ -63,13 +68,18 @@ char *diffusion_shim_cuda(int32_t *devices, int64_t *runtime_version) {
     });
 }
 
-void diffusion_shim_default_floating_point(void) { std::fesetenv(FE_DFL_ENV); }
+void diffusion_shim_default_floating_point(void) {
+    std::fesetenv(FE_DFL_ENV);
+}
 
-bool diffusion_shim_grad_enabled(void) { return at::GradMode::is_enabled(); }
+bool diffusion_shim_grad_enabled(void) {
+    return at::GradMode::is_enabled();
+}
 
 char *diffusion_shim_adam(const tensor *parameters, const tensor *gradients, const tensor *exp_avg,
-                          const tensor *exp_avg_sq, size_t count, tensor step, double learning_rate, double beta1,
-                          double beta2, double weight_decay, double epsilon, bool decoupled, tensor found_inf) {
+                          const tensor *exp_avg_sq, size_t count, tensor step, double learning_rate,
+                          double beta1, double beta2, double weight_decay, double epsilon, bool decoupled,
+                          tensor found_inf) {
     return guarded([&] {
         // All parameters take the same steps, so one counter stands for all.
         const std::vector<at::Tensor> steps(count, *step);
@@ -80,11 +90,12 @@ char *diffusion_shim_adam(const tensor *parameters, const tensor *gradients, con
         // Overloads that take the learning rate as a tensor exist too: the type chooses.
         using Maybe = const std::optional<at::Tensor> &;
         using Lists = at::TensorList;
-        void (*update)(Lists, Lists, Lists, Lists, Lists, Lists, double, double, double, double, double, bool, bool,
-                       Maybe, Maybe) = &at::_fused_adam_;
+        void (*update)(Lists, Lists, Lists, Lists, Lists, Lists, double, double, double, double, double, bool,
+                       bool, Maybe, Maybe) = &at::_fused_adam_;
         if (decoupled) update = &at::_fused_adamw_;
         update(values, grads, first, second, /*max_exp_avg_sqs=*/{}, steps, learning_rate, beta1, beta2,
-               weight_decay, epsilon, /*amsgrad=*/false, /*maximize=*/false, /*grad_scale=*/std::nullopt, skip);
+               weight_decay, epsilon, /*amsgrad=*/false, /*maximize=*/false, /*grad_scale=*/std::nullopt,
+               skip);
     });
 }
 

@@ -1,5 +1,5 @@
-// What libtorch has and tch lacks. Each function returns NULL, or the text of the C++ exception it caught, to be
-// freed with diffusion_shim_free. Tensors are borrowed; lists are arrays of pointers to them.
+// What libtorch has and tch lacks. Each function returns NULL, or the text of the C++ exception it caught, to
+// be freed with diffusion_shim_free. Tensors are borrowed; lists are arrays of pointers to them.
 #pragma once
 
 #include <stdbool.h>
@@ -25,8 +25,9 @@ void diffusion_shim_default_floating_point(void);
 bool diffusion_shim_grad_enabled(void);
 
 char *diffusion_shim_adam(const tensor *parameters, const tensor *gradients, const tensor *exp_avg,
-                          const tensor *exp_avg_sq, size_t count, tensor step, double learning_rate, double beta1,
-                          double beta2, double weight_decay, double epsilon, bool decoupled, tensor found_inf);
+                          const tensor *exp_avg_sq, size_t count, tensor step, double learning_rate,
+                          double beta1, double beta2, double weight_decay, double epsilon, bool decoupled,
+                          tensor found_inf);
 char *diffusion_shim_unscale(const tensor *gradients, size_t count, tensor found_inf, tensor inverse_scale);
 char *diffusion_shim_update_scale(tensor scale, tensor growth_tracker, tensor found_inf, double growth,
                                   double backoff, int64_t interval);

@@ -122,7 +122,7 @@ impl DiffusionModel {
         class_labels: Option<&Tensor>,
         dropout: Option<&Dropout<'_>>,
     ) -> Result<Tensor> {
-        self.check(x, timesteps)?;
+        self.check(x, timesteps, class_labels)?;
         let centred = match self.config.center_input_sample {
             true => Some(x.f_mul_scalar(2.0)?.f_sub_scalar(1.0)?),
             false => None,
@@ -152,7 +152,7 @@ impl DiffusionModel {
         }
     }
 
-    fn check(&self, x: &Tensor, timesteps: &Tensor) -> Result<()> {
+    fn check(&self, x: &Tensor, timesteps: &Tensor, labels: Option<&Tensor>) -> Result<()> {
         let shape = x.size();
         let step = 1i64 << (self.config.block_out_channels.len() - 1);
         let fits = match shape.as_slice() {
@@ -177,6 +177,11 @@ impl DiffusionModel {
                 format!("{:?}", timesteps.size()),
                 allowed,
             ));
+        }
+        let labelled = labels.map(Tensor::size);
+        if let Some(size) = labelled.filter(|size| size.first() != shape.first()) {
+            let allowed = format!("of shape {:?}..: one label per image", shape.get(..1).unwrap_or_default());
+            return Err(Error::argument("class_labels", format!("of shape {size:?}"), allowed));
         }
         Ok(())
     }

@@ -141,6 +141,16 @@ static void test_paths(const char *good)
     snprintf(path, sizeof path, "%s/photos/unet", folder);
     CHECK(stat(path, &info) != 0);
 
+    /* Export refuses what save refuses, and precisions that are none, before it writes anything. */
+    snprintf(path, sizeof path, "%s/photos", folder);
+    REFUSED(diffusion_export(process, path, DIFFUSION_PRECISION_F32), INVALID, "photos", NULL, NULL);
+    snprintf(path, sizeof path, "%s/unwritten", folder);
+    REFUSED(diffusion_export(process, path, -1), INVALID, "precision", "-1", NULL);
+    REFUSED(diffusion_export(process, path, 3), INVALID, "precision", "3", NULL);
+    REFUSED(diffusion_export(process, "/proc/diffusion-test/x", DIFFUSION_PRECISION_BF16), DIFFUSION_ERROR_IO, "/proc",
+            NULL, NULL);
+    CHECK(stat(path, &info) != 0);
+
     /* Overrides are a config like any other. */
     overrides.struct_size = 4;
     REFUSED(diffusion_load(good, &overrides, &o.process), INVALID, "struct_size", "4", NULL);

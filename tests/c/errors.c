@@ -43,7 +43,7 @@ static void test_names_and_messages(void)
         }
         CHECK(diffusion_status_string(status) == name);
     }
-    CHECK(strcmp(diffusion_status_string(DIFFUSION_ERROR_BUFFER_SIZE), "buffer size") == 0);
+    CHECK(strcmp(diffusion_status_string(DIFFUSION_ERROR_INVALID_HANDLE), "invalid handle") == 0);
     for (i = 0; i < sizeof unknown / sizeof *unknown; i++) {
         CHECK(strcmp(diffusion_status_string(unknown[i]), "unknown status") == 0);
     }
@@ -153,6 +153,12 @@ static int32_t use_save(diffusion_process *p)
     snprintf(path, sizeof path, "%s/never", folder);
     return diffusion_save(p, path);
 }
+static int32_t use_export(diffusion_process *p)
+{
+    char path[300];
+    snprintf(path, sizeof path, "%s/never", folder);
+    return diffusion_export(p, path, DIFFUSION_PRECISION_F16);
+}
 static int32_t use_destroy(diffusion_process *p) { return diffusion_destroy(p); }
 static int32_t use_cancel(diffusion_process *p) { return diffusion_cancel(p); }
 static int32_t use_get_config(diffusion_process *p) { return diffusion_get_config(p, &o.config); }
@@ -204,6 +210,7 @@ static const struct {
     int32_t (*call)(diffusion_process *);
 } process_calls[] = {
     {"step_count", use_step_count}, {"save", use_save},
+    {"export", use_export},
     {"cancel", use_cancel},         {"get_config", use_get_config},
     {"get_schedule", use_get_schedule}, {"set_log_callback", use_set_log},
     {"add_noise", use_add_noise},   {"predict_noise", use_predict},
@@ -368,6 +375,7 @@ static void test_null_pointers(void)
     REFUSED(diffusion_load(NULL, NULL, &o.process), NULLED, "path", NULL, NULL);
     REFUSED(diffusion_load(path, NULL, NULL), NULLED, "process", NULL, NULL);
     REFUSED(diffusion_save(process, NULL), NULLED, "path", NULL, NULL);
+    REFUSED(diffusion_export(process, NULL, DIFFUSION_PRECISION_F32), NULLED, "path", NULL, NULL);
     REFUSED(diffusion_get_config(process, NULL), NULLED, "config", NULL, NULL);
     REFUSED(diffusion_get_schedule(process, DIFFUSION_TABLE_BETA, NULL, TINY_STEPS), NULLED, "out", NULL, NULL);
     REFUSED(diffusion_add_noise(process, NULL, TINY_IMAGE, timesteps, 1, 0, o.noisy, TINY_IMAGE, o.noise, TINY_IMAGE),
@@ -446,6 +454,8 @@ static void test_config_integers(void)
     BAD_CONFIG(c.hidden_dims_len = INT32_MIN, "hidden_dims_len", "-2147483648", "8");
     BAD_CONFIG(c.hidden_dims[1] = 0, "hidden_dims", "0", "8192");
     BAD_CONFIG(c.hidden_dims[0] = -8, "hidden_dims", "-8", "8192");
+    BAD_CONFIG(c.hidden_dims[0] = 4, "hidden_dims", "4", "8");
+    BAD_CONFIG(c.hidden_dims[1] = 20, "hidden_dims", "20", "8");
     BAD_CONFIG(c.hidden_dims[1] = 8200, "hidden_dims", "8200", "8192");
     BAD_CONFIG(c.hidden_dims[1] = INT32_MAX, "hidden_dims", "2147483647", "8192");
     BAD_CONFIG(c.hidden_dims_len = 3, "hidden_dims", "0", "8192"); /* the third entry is still 0 */
@@ -472,7 +482,9 @@ static void test_config_integers(void)
     BAD_CONFIG(c.device = -1, "device", "-1", NULL);
     BAD_CONFIG(c.device = 3, "device", "3", NULL);
     BAD_CONFIG(c.device = INT32_MIN, "device", "-2147483648", NULL);
-    BAD_CONFIG(c.device_index = -1, "device_index", "-1", NULL);
+    BAD_CONFIG(c.device_index = -1, "device_index", "-1", "1023");
+    BAD_CONFIG(c.device_index = 1024, "device_index", "1024", "1023");
+    BAD_CONFIG(c.device_index = INT32_MAX, "device_index", "2147483647", "1023");
     BAD_CONFIG(c.num_threads = -1, "num_threads", "-1", "1024");
     BAD_CONFIG(c.num_threads = 1025, "num_threads", "1025", "1024");
     BAD_CONFIG(c.max_batch = -1, "max_batch", "-1", "65536");
@@ -484,8 +496,10 @@ static void test_config_integers(void)
     BAD_CONFIG(c.attention_levels = 4, "attention_levels", "4", NULL);
     BAD_CONFIG(c.attention_levels = INT32_MAX, "attention_levels", "2147483647", NULL);
     BAD_CONFIG(c.attention_head_dim = -1, "attention_head_dim", "-1", NULL);
-    BAD_CONFIG(c.attention_head_dim = 5, "attention_head_dim", "5", "16");
-    BAD_CONFIG(c.attention_head_dim = 32, "attention_head_dim", "32", "16");
+    BAD_CONFIG(c.attention_head_dim = 5, "attention_head_dim", "5", "8");
+    BAD_CONFIG(c.attention_head_dim = 5; c.attention_levels = 2, "attention_head_dim", "5", "16");
+    BAD_CONFIG(c.attention_head_dim = 32; c.attention_levels = 2, "attention_head_dim", "32", "16");
+    BAD_CONFIG(c.attention_head_dim = 5; c.attention_levels = 0, "attention_head_dim", "5", "16"); /* the middle's */
     BAD_CONFIG(c.attention_head_dim = 16; c.attention_levels = 1, "attention_head_dim", "16", "8");
     BAD_CONFIG(c.optimizer = -1, "optimizer", "-1", NULL);
     BAD_CONFIG(c.optimizer = 2, "optimizer", "2", NULL);
@@ -969,9 +983,8 @@ static void test_devices_and_ends(void)
     config.device = DIFFUSION_DEVICE_CUDA;
     config.device_index = cuda;
     REFUSED(diffusion_create(&config, &o.process), DIFFUSION_ERROR_DEVICE_UNAVAILABLE, "device", NULL, NULL);
-    config.device_index = INT32_MAX;
-    REFUSED_EITHER(diffusion_create(&config, &o.process), DIFFUSION_ERROR_DEVICE_UNAVAILABLE, INVALID, "device", NULL,
-                   NULL);
+    config.device_index = 1023;
+    REFUSED(diffusion_create(&config, &o.process), DIFFUSION_ERROR_DEVICE_UNAVAILABLE, "device", NULL, NULL);
     config.device = DIFFUSION_DEVICE_AUTO;
     config.device_index = 0;
     OK(diffusion_create(&config, &o.process));
@@ -1119,7 +1132,7 @@ static int silent_program(void)
     diffusion_sample(mine, 1, 0, out, TINY_IMAGE);
     config = tiny_config();
     config.device = DIFFUSION_DEVICE_CUDA;
-    config.device_index = 4095;
+    config.device_index = 1023;
     diffusion_create(&config, &none);
     config = tiny_config();
     config.hidden_dims[0] = config.hidden_dims[1] = 8192;

@@ -254,8 +254,8 @@ static void test_config_read_back(void)
     process = must_create(&config);
     OK(diffusion_get_config(process, &got));
     CHECK(got.device == DIFFUSION_DEVICE_CPU || got.device == DIFFUSION_DEVICE_CUDA);
-    CHECK_INT(got.norm_num_groups, ==, 8);
-    CHECK_INT(got.attention_levels, ==, 2);
+    CHECK_INT(got.norm_num_groups, ==, 2); /* four channels a group of the first level's 8 */
+    CHECK_INT(got.attention_levels, ==, 1); /* 8x8 is the first level of at most 16x16 */
     CHECK_INT(got.num_threads, >, 0);
     CHECK_INT(got.max_batch, >, 0);
     OK(diffusion_destroy(process));
@@ -529,8 +529,8 @@ static void expect_attention(const char *at, int index, int width)
     }
 }
 
-/* The whole net: `levels` widths, attention where the mask has a bit. Fills `expected`. */
-static void expect_unet(int channels, const int32_t *widths, int levels, int layers, int mask)
+/* The whole net: `levels` widths, attention where the mask has a bit, and in the middle. Fills `expected`. */
+static void expect_unet(int channels, const int32_t *widths, int levels, int layers, int mask, int middle)
 {
     int time = 4 * widths[0], i, j, width = widths[0], skips[64], n = 0;
     char at[64];
@@ -560,7 +560,9 @@ static void expect_unet(int channels, const int32_t *widths, int levels, int lay
     }
     expect_resnet("mid_block", 0, width, width, time);
     expect_resnet("mid_block", 1, width, width, time);
-    expect_attention("mid_block", 0, width);
+    if (middle) {
+        expect_attention("mid_block", 0, width);
+    }
     for (i = 0; i < levels; i++) {
         int level = levels - 1 - i;
         snprintf(at, sizeof at, "up_blocks.%d", i);
@@ -635,6 +637,9 @@ static void set_constant(diffusion_process *process, const float *bias, size_t c
 static void test_parameters(void)
 {
     static const float bias[TINY_CHANNELS] = {0.25f, -1.5f, 3.0f};
+    static const struct {
+        int size, levels, mask, middle;
+    } choices[] = {{32, 3, 2, 1}, {16, 2, 1, 1}, {64, 2, 0, 1}, {64, 3, 4, 1}, {128, 2, 0, 0}, {32, 1, 0, 1}};
     diffusion_config config = tiny_config();
     diffusion_process *process = must_create(&config);
     diffusion_parameter p;
@@ -642,7 +647,7 @@ static void test_parameters(void)
     int64_t timestep = 7;
     size_t i, count = 0, total = 0;
     SECTION("parameters: names, shapes, read, write, effect");
-    expect_unet(3, config.hidden_dims, 2, 2, 2);
+    expect_unet(3, config.hidden_dims, 2, 2, 1, 1);
     check_parameters(process);
     p.struct_size = sizeof p;
     OK(diffusion_parameter_describe(process, 0, &p));
@@ -689,7 +694,7 @@ static void test_parameters(void)
     config.attention_levels = 1;
     config.layers_per_block = 1;
     process = must_create(&config);
-    expect_unet(3, config.hidden_dims, 1, 1, 1);
+    expect_unet(3, config.hidden_dims, 1, 1, 1, 1);
     check_parameters(process);
     OK(diffusion_predict_noise(process, image, TINY_IMAGE, &timestep, 1, out, TINY_IMAGE));
     CHECK(all_finite(out, TINY_IMAGE));
@@ -701,16 +706,29 @@ static void test_parameters(void)
     config.attention_head_dim = 4;
     config.layers_per_block = 3;
     process = must_create(&config);
-    expect_unet(3, config.hidden_dims, 4, 3, 5);
+    expect_unet(3, config.hidden_dims, 4, 3, 5, 1);
     check_parameters(process);
     OK(diffusion_predict_noise(process, image, TINY_IMAGE, &timestep, 1, out, TINY_IMAGE));
     CHECK(all_finite(out, TINY_IMAGE));
     OK(diffusion_destroy(process));
 
+    /* The choice of attention by size: the first level of at most 16x16, the middle of at most 32x32. */
+    for (i = 0; i < sizeof choices / sizeof *choices; i++) {
+        config = tiny_config();
+        config.image_size = choices[i].size;
+        config.hidden_dims_len = choices[i].levels;
+        config.hidden_dims[2] = 16;
+        config.layers_per_block = 1;
+        process = must_create(&config);
+        expect_unet(3, config.hidden_dims, choices[i].levels, 1, choices[i].mask, choices[i].middle);
+        check_parameters(process);
+        OK(diffusion_destroy(process));
+    }
+
     OK(diffusion_config_init_cifar10(&config));
     config.device = check_device();
     process = must_create(&config);
-    expect_unet(3, config.hidden_dims, 4, 2, 2);
+    expect_unet(3, config.hidden_dims, 4, 2, 2, 1);
     check_parameters(process);
     OK(diffusion_parameter_count(process, &count));
     CHECK_INT(count, ==, 328);
@@ -927,7 +945,7 @@ static void test_random_samplers_are_determined(void)
 
 /* --------------------------------------------------------------------------------------------------- samplers --- */
 
-/* The timesteps that a spacing chooses, from the noisiest: diffusers' formulas. */
+/* The timesteps that a spacing chooses, from the noisiest, as the header says and, where it can be right, diffusers. */
 static void spaced(int32_t spacing, int noise_steps, int steps, int64_t *times)
 {
     int i;
@@ -937,7 +955,8 @@ static void spaced(int32_t spacing, int noise_steps, int steps, int64_t *times)
         if (spacing == DIFFUSION_SPACING_TRAILING || spacing == DIFFUSION_DEFAULT) { /* a new process's default */
             t = (int64_t)nearbyint(noise_steps - i * ratio) - 1;
         } else if (spacing == DIFFUSION_SPACING_LINSPACE) {
-            t = steps == 1 ? 0 : (int64_t)nearbyint((double)(steps - 1 - i) * (noise_steps - 1) / (steps - 1));
+            /* one step: from pure noise, where numpy's linspace would begin, and end, at 0 */
+            t = steps == 1 ? noise_steps - 1 : (int64_t)nearbyint((double)(steps - 1 - i) * (noise_steps - 1) / (steps - 1));
         } else {
             t = (int64_t)(noise_steps / steps) * (steps - 1 - i);
         }
@@ -1050,7 +1069,8 @@ static void test_ddim_formula(void)
                     OK(diffusion_sample_with(process, &params, got, sizeof got));
                     ddim_by_hand(process, prediction, abar, spacings[j], TINY_STEPS, steps[i], variant != 1,
                                  variant == 2, start, n, want);
-                    check_that(max_difference(got, want, n) < 1e-4, __FILE__, __LINE__,
+                    /* x0 = (x - s eps) / a multiplies float's rounding by 1 / a, here 14, at every early step. */
+                    check_that(max_difference(got, want, n) < 5e-4, __FILE__, __LINE__,
                                "prediction %d, %d steps, spacing %d, variant %d: off by %g", (int)prediction, steps[i],
                                (int)spacings[j], variant, max_difference(got, want, n));
                 }
@@ -1297,10 +1317,10 @@ static void test_other_nets(void)
     static const struct {
         int32_t size, channels, levels, dims[4], layers, attention, head, groups, steps;
     } nets[] = {
-        {8, 1, 1, {8, 0, 0, 0}, 1, 0, 0, 0, 20},  {16, 64, 2, {8, 16, 0, 0}, 1, 0, 0, 1, 20},
-        {16, 4, 3, {4, 6, 10, 0}, 1, 7, 2, 2, 5}, {8, 3, 4, {8, 8, 8, 8}, 1, -1, 0, 0, 1},
-        {40, 3, 3, {8, 8, 8, 0}, 8, -1, 0, 8, 2}, {1, 2, 1, {3, 0, 0, 0}, 1, 1, 0, 0, 3},
-        {8, 3, 2, {1, 2, 0, 0}, 1, 3, 1, 1, 4},
+        {8, 1, 1, {8, 0, 0, 0}, 1, 0, 0, 0, 20},   {16, 64, 2, {8, 16, 0, 0}, 1, 0, 0, 1, 20},
+        {16, 4, 3, {8, 24, 40, 0}, 1, 7, 2, 2, 5}, {8, 3, 4, {8, 8, 8, 8}, 1, -1, 0, 0, 1},
+        {40, 3, 3, {8, 8, 8, 0}, 8, -1, 0, 8, 2},  {1, 2, 1, {8, 0, 0, 0}, 1, 1, 0, 0, 3},
+        {8, 3, 2, {8, 8, 0, 0}, 1, 3, 1, 8, 4},
     };
     size_t k;
     SECTION("other sizes of net");

@@ -6,6 +6,9 @@
 # CC and CXX choose the compilers, LIBDIR the folder of libdiffusion.so (build/lib), WATCHDOG the seconds after which
 # a program counts as hung (1800: many times what a slow machine takes), DIFFUSION_TEST_DEVICE=cuda the device.
 set -eu
+# libgomp's threads spin at barriers: where other programs keep the cores busy, that makes tiny nets many times slower.
+OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
+export OMP_WAIT_POLICY
 cd "$(dirname "$0")/../.."
 cc=${CC:-cc}
 libdir=$(cd "${LIBDIR:-build/lib}" && pwd)

@@ -646,10 +646,68 @@ static void test_overrides(void)
     CONTRADICTS(overrides.beta_schedule = DIFFUSION_SCHEDULE_LINEAR, "beta_schedule", NULL);
     CONTRADICTS(overrides.prediction_type = DIFFUSION_PREDICTION_VELOCITY, "prediction_type", NULL);
     CONTRADICTS(overrides.layers_per_block = 3, "layers_per_block", "3");
-    CONTRADICTS(overrides.attention_levels = 1, "attention_levels", "1");
+    CONTRADICTS(overrides.attention_levels = 3, "attention_levels", "3");
+    CONTRADICTS(overrides.attention_levels = 0, "attention_levels", "0");
     CONTRADICTS(overrides.attention_head_dim = 8, "attention_head_dim", "8");
     CONTRADICTS(overrides.norm_num_groups = 1, "norm_num_groups", "1");
 #undef CONTRADICTS
+    OK(diffusion_destroy(process));
+}
+
+/* A model to be shipped: the weights that sample, rounded to the asked precision, and no training state. */
+static void test_export(void)
+{
+    /* The relative rounding of each precision: half a unit in the last of 24, 11 and 8 bits. */
+    static const double rounding[] = {0, 1.0 / 2048, 1.0 / 256};
+    diffusion_config config = rich_config();
+    diffusion_process *process = must_create(&config), *loaded = NULL;
+    float *average, *weights, huge[TINY_CHANNELS] = {1e6f, 0, 0};
+    char path[300];
+    struct stat info;
+    long sizes[3] = {0, 0, 0};
+    int32_t precision;
+    uint64_t steps = 99;
+    size_t n, m, i;
+    SECTION("export");
+    OK(diffusion_set_learning_rate(process, 0.01));
+    train(process, 3, NULL);
+    average = read_weights(process, DIFFUSION_WEIGHTS_EMA, &n);
+    for (precision = DIFFUSION_PRECISION_F32; precision <= DIFFUSION_PRECISION_BF16; precision++) {
+        double worst = 0;
+        snprintf(path, sizeof path, "%s/exported%d", folder, (int)precision);
+        OK(diffusion_export(process, path, precision));
+        if (!OK(diffusion_load(path, NULL, &loaded))) {
+            continue;
+        }
+        weights = read_weights(loaded, DIFFUSION_WEIGHTS_TRAINED, &m);
+        CHECK(m == n);
+        for (i = 0; i < n && i < m; i++) {
+            /* Below 6e-5 f16 has fewer bits: there the step is fixed. */
+            worst = fmax(worst, fabs((double)weights[i] - average[i]) - fabs(average[i]) * rounding[precision] -
+                                    (precision == DIFFUSION_PRECISION_F16 ? 3e-8 : 0));
+        }
+        CHECK(worst <= 0);
+        OK(diffusion_get_step_count(loaded, &steps));
+        CHECK_INT(steps, ==, 0);
+        OK(diffusion_train_step(loaded, batch, TINY_IMAGE, 1, NULL));
+        OK(diffusion_destroy(loaded));
+        free(weights);
+        snprintf(path, sizeof path, "%s/exported%d/unet/diffusion_pytorch_model.safetensors", folder, (int)precision);
+        CHECK(stat(path, &info) == 0);
+        sizes[precision] = (long)info.st_size;
+    }
+    CHECK_INT(sizes[0], >=, 4 * (long)n);
+    CHECK_INT(sizes[1], <, 3 * (long)n + 32768);
+    CHECK_INT(sizes[1], <, sizes[0]);
+    CHECK_INT(sizes[2], <, sizes[0]);
+    free(average);
+    /* What f16 cannot hold is refused, and nothing is written; bf16 holds it. */
+    OK(diffusion_parameter_write(process, DIFFUSION_WEIGHTS_EMA, "conv_out.bias", huge, TINY_CHANNELS));
+    snprintf(path, sizeof path, "%s/overflowed", folder);
+    CHECK_STATUS(diffusion_export(process, path, DIFFUSION_PRECISION_F16), DIFFUSION_ERROR_NON_FINITE);
+    check_message(__FILE__, __LINE__, "export", "conv_out.bias", NULL, NULL);
+    CHECK(stat(path, &info) != 0);
+    OK(diffusion_export(process, path, DIFFUSION_PRECISION_BF16));
     OK(diffusion_destroy(process));
 }
 
@@ -744,6 +802,7 @@ int main(int argc, char **argv)
     test_resume();
     test_schedules_survive();
     test_overrides();
+    test_export();
     test_crash_while_saving();
     test_overfit();
     must_shell("rm -rf '%s'", folder);
