@@ -127,11 +127,29 @@ static void test_life(void)
     }
     CHECK(same_bits(out, canary, sizeof out));
 
-    /* A job behind a long one is computed with it, not after it. */
+    /* A job behind a long one is computed with it, not after it; so is all else that does not change weights. */
     job = submit(slow, LONG, 1000, 1);
     until_running(job);
     second = submit(slow, 2, 3, 1);
     OK(diffusion_job_wait(second, -1));
+    {
+        float noise[N];
+        int64_t timestep = 500;
+        char folder[256], path[300];
+        double rate;
+        must_tempdir(folder);
+        snprintf(path, sizeof path, "%s/beside", folder);
+        OK(diffusion_add_noise(slow, reference, N, &timestep, 1, 0, out, N, noise, N));
+        OK(diffusion_predict_noise(slow, reference, N, &timestep, 1, out, N));
+        OK(diffusion_parameter_read(slow, 0, "conv_out.bias", out, TINY_CHANNELS));
+        OK(diffusion_get_learning_rate(slow, &rate));
+        OK(diffusion_set_learning_rate(slow, rate));
+        OK(diffusion_save(slow, path));
+        must_shell("rm -rf '%s'", folder);
+        /* Another process has its turn too. */
+        OK(diffusion_sample_ddim(process, 8, 10, 0, 77, out, 8 * N));
+        CHECK(same_bits(out, reference, sizeof out));
+    }
     CHECK_INT(state_of(job), ==, DIFFUSION_JOB_RUNNING);
     OK(diffusion_job_destroy(second));
     OK(diffusion_job_destroy(job));
@@ -430,6 +448,165 @@ static void test_merged(void)
     OK(diffusion_destroy(slow));
 }
 
+typedef struct blocked {
+    diffusion_process *process;
+    pthread_t thread;
+    volatile int started;
+    int32_t status;
+} blocked;
+
+/* More jobs and more processes at once than anyone plans for. */
+static void test_many(void)
+{
+    enum { JOBS = 3000, PROCESSES = 24 };
+    static diffusion_job *jobs[JOBS];
+    diffusion_process *processes[PROCESSES];
+    diffusion_config config = tiny_config();
+    float out[N];
+    int i, j;
+    SECTION("3000 jobs, 24 processes");
+    for (i = 0; i < JOBS; i++) {
+        jobs[i] = submit(process, 1, 1 + i % 3, 77);
+    }
+    for (i = 0; i < JOBS; i += 2) { /* half of them in the middle of it all */
+        OK(diffusion_job_destroy(jobs[i]));
+    }
+    for (i = 1; i < JOBS; i += 2) {
+        OK(diffusion_job_wait(jobs[i], -1));
+        OK(diffusion_job_destroy(jobs[i]));
+    }
+    for (i = 0; i < PROCESSES; i++) {
+        processes[i] = must_create(&config);
+        jobs[i] = submit(processes[i], 1, 10, 77);
+        for (j = 0; j < i; j++) {
+            CHECK(processes[i] != processes[j] && jobs[i] != jobs[j]);
+        }
+    }
+    for (i = PROCESSES - 1; i >= 0; i--) {
+        OK(diffusion_job_wait(jobs[i], -1));
+        OK(diffusion_job_fetch(jobs[i], out, sizeof out));
+        CHECK_BELOW(max_difference(out, reference, N), 1e-4);
+        OK(diffusion_job_destroy(jobs[i]));
+        OK(diffusion_destroy(processes[i]));
+    }
+}
+
+typedef struct waiter {
+    diffusion_job *job;
+    pthread_t thread;
+    int32_t ended;
+} waiter;
+
+typedef struct meter {
+    pthread_mutex_t lock;
+    uint64_t calls, last;
+    int inside, alone, monotone;
+    waiter *waiters;
+    size_t count;
+    int known;
+} meter;
+
+static int32_t measure(uint64_t done, uint64_t total, void *user)
+{
+    meter *m = user;
+    size_t i, known = 0;
+    m->alone = m->alone && __sync_add_and_fetch(&m->inside, 1) == 1;
+    pthread_mutex_lock(&m->lock);
+    for (i = 0; i < m->count; i++) {
+        known += pthread_equal(pthread_self(), m->waiters[i].thread) != 0;
+    }
+    m->known = m->known && known == 1;
+    m->monotone = m->monotone && done >= m->last && done <= total;
+    m->last = done;
+    m->calls++;
+    pthread_mutex_unlock(&m->lock);
+    sched_yield();
+    __sync_sub_and_fetch(&m->inside, 1);
+    return 0;
+}
+
+static void *wait_once(void *user)
+{
+    waiter *w = user;
+    pthread_mutex_lock(&check_lock); /* until all threads are known */
+    pthread_mutex_unlock(&check_lock);
+    w->ended = diffusion_job_wait(w->job, -1);
+    return NULL;
+}
+
+static void test_several_waiters(void)
+{
+    enum { WAITERS = 5 };
+    waiter waiters[WAITERS];
+    meter m;
+    diffusion_sample_params params = sample_params(4, 50, 77);
+    diffusion_job *job = NULL;
+    int i;
+    SECTION("several threads wait for one job: its progress is called by one at a time");
+    memset(&m, 0, sizeof m);
+    pthread_mutex_init(&m.lock, NULL);
+    m.alone = m.monotone = m.known = 1;
+    m.waiters = waiters;
+    m.count = WAITERS;
+    params.progress = measure;
+    params.user_data = &m;
+    OK(diffusion_sample_submit(process, &params, &job));
+    pthread_mutex_lock(&check_lock);
+    for (i = 0; i < WAITERS; i++) {
+        waiters[i].job = job;
+        waiters[i].ended = -1;
+        if (pthread_create(&waiters[i].thread, NULL, wait_once, &waiters[i]) != 0) {
+            exit(2);
+        }
+    }
+    pthread_mutex_unlock(&check_lock);
+    for (i = 0; i < WAITERS; i++) {
+        pthread_join(waiters[i].thread, NULL);
+        CHECK_INT(waiters[i].ended, ==, DIFFUSION_OK);
+    }
+    CHECK(m.alone && m.monotone && m.known);
+    OK(diffusion_job_destroy(job));
+    pthread_mutex_destroy(&m.lock);
+}
+
+/* A training step that waits behind a job and is cancelled has changed nothing; one that was not has. */
+static void *train_once(void *user)
+{
+    blocked *b = user;
+    __sync_lock_test_and_set(&b->started, 1);
+    b->status = diffusion_train_step(b->process, reference, N, 1, NULL);
+    return NULL;
+}
+
+static void test_cancelled_training(void)
+{
+    diffusion_config config = slow_config();
+    diffusion_process *slow = must_create(&config);
+    uint64_t taken = 0, steps = 0;
+    int round;
+    SECTION("a training step cancelled while it waits");
+    for (round = 0; round < 10; round++) {
+        diffusion_job *job = submit(slow, LONG, 1000, 1);
+        blocked b;
+        memset(&b, 0, sizeof b);
+        b.process = slow;
+        until_running(job);
+        CHECK(pthread_create(&b.thread, NULL, train_once, &b) == 0);
+        while (!__sync_fetch_and_add(&b.started, 0)) {
+            sched_yield();
+        }
+        usleep((useconds_t)(round * 2000)); /* before it is queued, or after: both must be right */
+        OK(diffusion_cancel(slow));
+        pthread_join(b.thread, NULL);
+        CHECK(b.status == DIFFUSION_OK || b.status == DIFFUSION_ERROR_CANCELLED);
+        taken += b.status == DIFFUSION_OK;
+        OK(diffusion_get_step_count(slow, &steps));
+        CHECK_INT(steps, ==, taken);
+        OK(diffusion_job_destroy(job));
+    }
+    OK(diffusion_destroy(slow));
+}
+
 /* Training is a barrier: a job submitted before sees the old weights, one submitted after it the new ones. */
 static void test_barrier(void)
 {
@@ -468,13 +645,6 @@ static void *wait_for(void *job)
 {
     return (void *)(intptr_t)diffusion_job_wait(job, -1);
 }
-
-typedef struct blocked {
-    diffusion_process *process;
-    pthread_t thread;
-    volatile int started;
-    int32_t status;
-} blocked;
 
 static int32_t mark_started(uint64_t done, uint64_t total, void *user)
 {
@@ -1064,6 +1234,9 @@ int main(int argc, char **argv)
     test_callbacks_that_act();
     test_timeouts();
     test_merged();
+    test_many();
+    test_several_waiters();
+    test_cancelled_training();
     test_barrier();
     test_ending_under_load();
     test_destroy_races();

@@ -882,6 +882,60 @@ static void test_ddim_is_determined(void)
     CHECK(max_difference(out, reference, 8 * n) > 1e-2);
 }
 
+/* The host's rounding, its flushing of denormals and its traps are its own: the library computes as ever. */
+static int traps_program(void)
+{
+    diffusion_config config = tiny_config();
+    diffusion_process *process = NULL;
+    static float out[TINY_IMAGE];
+    int64_t timestep = 3;
+    feenableexcept(FE_DIVBYZERO | FE_INVALID | FE_OVERFLOW | FE_UNDERFLOW | FE_INEXACT);
+    if (diffusion_create(&config, &process) != DIFFUSION_OK ||
+        diffusion_add_noise(process, out, TINY_IMAGE, &timestep, 1, 0, out, TINY_IMAGE, out, TINY_IMAGE) ==
+            DIFFUSION_ERROR_INTERNAL ||
+        diffusion_sample(process, 1, 0, out, TINY_IMAGE) != DIFFUSION_OK ||
+        diffusion_train_step(process, out, TINY_IMAGE, 1, NULL) != DIFFUSION_OK) {
+        return 1;
+    }
+    return diffusion_destroy(process) != DIFFUSION_OK;
+}
+
+static void test_floating_point_modes(void)
+{
+    static const int modes[] = {FE_UPWARD, FE_DOWNWARD, FE_TOWARDZERO};
+    static float out[8 * TINY_IMAGE], noise[TINY_IMAGE], plain[TINY_IMAGE], noisy[TINY_IMAGE], noisy_plain[TINY_IMAGE];
+    diffusion_config config = tiny_config();
+    float table[TINY_STEPS], table_plain[TINY_STEPS], loss, loss_plain;
+    diffusion_process *other;
+    int64_t timestep = 3;
+    size_t i;
+    int32_t which;
+    SECTION("the caller's floating-point mode: of no effect, and left as it was");
+    OK(diffusion_add_noise(shared, reference, TINY_IMAGE, &timestep, 1, 9, noisy_plain, TINY_IMAGE, plain, TINY_IMAGE));
+    other = must_create(&config);
+    OK(diffusion_train_step(other, reference, 8 * TINY_IMAGE, 8, &loss_plain));
+    OK(diffusion_destroy(other));
+    for (i = 0; i < sizeof modes / sizeof *modes; i++) {
+        fesetround(modes[i]);
+        OK(diffusion_add_noise(shared, reference, TINY_IMAGE, &timestep, 1, 9, noisy, TINY_IMAGE, noise, TINY_IMAGE));
+        CHECK(same_bits(noise, plain, sizeof noise) && same_bits(noisy, noisy_plain, sizeof noisy));
+        other = must_create(&config); /* and its thread must not inherit the mode */
+        OK(diffusion_sample_ddim(other, 8, 10, 0, 77, out, 8 * TINY_IMAGE));
+        CHECK(same_bits(out, reference, sizeof out));
+        for (which = 0; which < 5; which++) {
+            OK(diffusion_get_schedule(shared, which, table_plain, TINY_STEPS));
+            OK(diffusion_get_schedule(other, which, table, TINY_STEPS));
+            CHECK(same_bits(table, table_plain, sizeof table));
+        }
+        OK(diffusion_train_step(other, reference, 8 * TINY_IMAGE, 8, &loss));
+        CHECK(same_bits(&loss, &loss_plain, sizeof loss));
+        OK(diffusion_destroy(other));
+        CHECK_INT(fegetround(), ==, modes[i]);
+        fesetround(FE_TONEAREST);
+    }
+    CHECK_EXIT(run_self("traps", NULL, -1));
+}
+
 static void test_random_samplers_are_determined(void)
 {
     static float all[6 * TINY_IMAGE], out[6 * TINY_IMAGE];
@@ -1353,9 +1407,12 @@ static void test_other_nets(void)
     }
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     diffusion_config config = tiny_config();
+    if (argc > 1 && strcmp(argv[1], "traps") == 0) {
+        return traps_program();
+    }
     test_schedules();
     test_config_read_back();
     test_add_noise();
@@ -1365,6 +1422,7 @@ int main(void)
     test_starting_noise();
     shared = must_create(&config);
     test_ddim_is_determined();
+    test_floating_point_modes();
     test_random_samplers_are_determined();
     OK(diffusion_destroy(shared));
     test_ddim_formula();

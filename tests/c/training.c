@@ -6,6 +6,7 @@
 #include "check.h"
 
 #include <signal.h>
+#include <sys/time.h>
 
 enum { BATCH = 4 };
 
@@ -520,7 +521,63 @@ static void test_resume(void)
     if (OK(diffusion_load(continued, NULL, &loaded))) {
         OK(diffusion_destroy(loaded));
     }
+    if (CHECK(chdir(folder) == 0)) {
+        OK(diffusion_save(whole, "relative"));
+        CHECK(chdir("/") == 0);
+        snprintf(continued, sizeof continued, "%s/relative", folder);
+        if (OK(diffusion_load(continued, NULL, &loaded))) {
+            CHECK(same_weights(whole, loaded));
+            OK(diffusion_destroy(loaded));
+        }
+    }
     OK(diffusion_destroy(whole));
+}
+
+static volatile sig_atomic_t signals;
+
+static void count_signal(int number)
+{
+    (void)number;
+    signals++;
+}
+
+/* A host with a timer, a profiler or Go's scheduler: every wait and every read is interrupted all the time. */
+static void test_signals(void)
+{
+    diffusion_config config = rich_config();
+    diffusion_process *process = must_create(&config), *loaded = NULL;
+    struct itimerval every, never;
+    struct sigaction action, old;
+    float out[TINY_IMAGE];
+    char path[300];
+    int i;
+    SECTION("signals that interrupt every system call");
+    snprintf(path, sizeof path, "%s/interrupted", folder);
+    memset(&action, 0, sizeof action);
+    action.sa_handler = count_signal; /* without SA_RESTART */
+    sigaction(SIGALRM, &action, &old);
+    memset(&never, 0, sizeof never);
+    memset(&every, 0, sizeof every);
+    every.it_interval.tv_usec = every.it_value.tv_usec = 500;
+    setitimer(ITIMER_REAL, &every, NULL);
+    for (i = 0; i < 10; i++) {
+        diffusion_sample_params params = sample_params(2, 5, 1);
+        diffusion_job *job = NULL;
+        train(process, 1, NULL);
+        OK(diffusion_sample_ddim(process, 1, 5, 0, 1, out, TINY_IMAGE));
+        OK(diffusion_sample_submit(process, &params, &job));
+        OK(diffusion_job_wait(job, 1000 * 1000));
+        OK(diffusion_job_destroy(job));
+        OK(diffusion_save(process, path));
+        if (OK(diffusion_load(path, NULL, &loaded))) {
+            CHECK(same_weights(process, loaded));
+            OK(diffusion_destroy(loaded));
+        }
+    }
+    setitimer(ITIMER_REAL, &never, NULL);
+    sigaction(SIGALRM, &old, NULL);
+    CHECK(signals > 0);
+    OK(diffusion_destroy(process));
 }
 
 static void test_schedules_survive(void)
@@ -662,7 +719,7 @@ static void test_export(void)
     diffusion_config config = rich_config();
     diffusion_process *process = must_create(&config), *loaded = NULL;
     float *average, *weights, huge[TINY_CHANNELS] = {1e6f, 0, 0};
-    char path[300];
+    char path[512];
     struct stat info;
     long sizes[3] = {0, 0, 0};
     int32_t precision;
@@ -802,6 +859,7 @@ int main(int argc, char **argv)
     test_resume();
     test_schedules_survive();
     test_overrides();
+    test_signals();
     test_export();
     test_crash_while_saving();
     test_overfit();
