@@ -77,6 +77,9 @@ demo: build/examples/make_textures ## Sample 16 textures from the model in model
 
 # --- Tests: what CI runs --------------------------------------------------------------------------------------------
 
+# OpenMP threads that spin while they wait bring a shared CI machine to a crawl.
+export OMP_WAIT_POLICY ?= passive
+
 # Each target below can be run alone.
 test: check test-setup test-rust test-c test-cpp test-examples test-go ## Everything that CI runs
 	@echo "all tests passed"
@@ -112,6 +115,8 @@ test-cpp: build/tests/test_binding ## The C++ binding
 
 test-examples: $(EXAMPLES) build/tests/fixtures ## The examples, as their users run them
 	tests/examples/run.sh build
+	tests/examples/readme.sh
+	tests/examples/real_data.sh build
 
 test-go: export DIFFUSION_LIB := $(CURDIR)/build/lib
 test-go: $(LIBRARY) ## The Go binding and example, with the race detector and a nervous collector
@@ -125,6 +130,7 @@ build/benches/%: benches/%.cpp $(CXX_HEADERS) $(LIBRARY)
 	@mkdir -p $(@D)
 	$(CXX) $(CXXFLAGS) -std=c++17 $(WARNINGS) -Wconversion $< $(LINK) -pthread -o $@
 
+bench: export OMP_WAIT_POLICY := active
 bench: build/benches/calls ## What a call costs, as ratios; keep the machine idle
 	build/benches/calls
 

@@ -6,6 +6,7 @@
 //! what comes after it waits, so that a sampling job sees one set of weights.
 
 mod batch;
+mod exit;
 mod job;
 mod log;
 mod turn;
@@ -14,7 +15,7 @@ use std::collections::VecDeque;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use tch::Device;
@@ -55,11 +56,38 @@ struct Shared {
     /// Set to cancel the task that is under way; the worker clears it before each.
     cancel_task: AtomicBool,
     log: Log,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends everything that is queued or under way as cancelled.
+    fn cancel_all(&self) {
+        let mut queue = self.lock();
+        let work = std::mem::take(&mut queue.work);
+        self.cancel_task.store(true, Ordering::Relaxed);
+        for job in queue.jobs.drain(..) {
+            job.cancel();
+        }
+        drop(queue);
+        for work in work {
+            cancel(work);
+        }
+    }
+
+    /// Cancels everything, ends the thread and waits for it. Again, or on that thread: no waiting.
+    fn stop(&self) {
+        self.lock().stopping = true;
+        self.cancel_all();
+        self.arrived.notify_all();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread.filter(|thread| thread.thread().id() != thread::current().id()) {
+            // A panic of the worker has been reported to whom it concerned.
+            drop(thread.join());
+        }
     }
 }
 
@@ -74,7 +102,6 @@ struct Facts {
 pub struct Engine {
     shared: Arc<Shared>,
     facts: Facts,
-    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// Whether the library must not be called from here: inside a log callback.
@@ -116,7 +143,11 @@ impl Engine {
                 Error::OutOfMemory(format!("a thread for the process cannot be started: {error}"))
             })?;
         match built.recv() {
-            Ok(Ok(facts)) => Ok(Engine { shared, facts, thread: Mutex::new(Some(thread)) }),
+            Ok(Ok(facts)) => {
+                *shared.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+                exit::watch(&shared);
+                Ok(Engine { shared, facts })
+            }
             Ok(Err(error)) => {
                 // The thread is on its way out; after this nothing of it is left.
                 drop(thread.join());
@@ -200,16 +231,7 @@ impl Engine {
 
     /// Ends everything that is queued or under way as cancelled; the process works on.
     pub fn cancel_all(&self) {
-        let mut queue = self.shared.lock();
-        let work = std::mem::take(&mut queue.work);
-        self.shared.cancel_task.store(true, Ordering::Relaxed);
-        for job in queue.jobs.drain(..) {
-            job.cancel();
-        }
-        drop(queue);
-        for work in work {
-            cancel(work);
-        }
+        self.shared.cancel_all();
     }
 
     /// Sets who receives the log; what was logged unheard is delivered first.
@@ -219,14 +241,7 @@ impl Engine {
 
     /// Cancels everything, ends the thread and waits for it. Again: nothing.
     pub fn stop(&self) {
-        self.shared.lock().stopping = true;
-        self.cancel_all();
-        self.shared.arrived.notify_all();
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread {
-            // A panic of the worker has been reported to whom it concerned.
-            drop(thread.join());
-        }
+        self.shared.stop();
     }
 }
 
@@ -249,6 +264,9 @@ fn quietly<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
         .unwrap_or_else(|payload| Err(crate::panics::to_error(payload)))
 }
 
+static TASK_DONE: Once = Once::new();
+static STEP_DONE: Once = Once::new();
+
 /// The life of the thread.
 fn work(shared: &Shared, mut process: DiffusionProcess) {
     let on_cpu = process.device() == Device::Cpu;
@@ -260,6 +278,7 @@ fn work(shared: &Shared, mut process: DiffusionProcess) {
             Next::Task(task) => {
                 let _turn = on_cpu.then(Turn::take);
                 task(Some((&mut process, &|| shared.cancel_task.load(Ordering::Relaxed))));
+                exit::arm_again(&TASK_DONE);
             }
             Next::Step => {
                 let _turn = on_cpu.then(Turn::take);
@@ -270,6 +289,7 @@ fn work(shared: &Shared, mut process: DiffusionProcess) {
                 if let Err(error) = stepped {
                     batch.fail_all(&error);
                 }
+                exit::arm_again(&STEP_DONE);
             }
         }
     }

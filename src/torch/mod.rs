@@ -205,6 +205,13 @@ pub fn prepare_thread() {
     }
 }
 
+/// Has `handler` called when the program ends by `exit` or by returning from `main`.
+pub fn at_exit(handler: extern "C" fn()) {
+    // SAFETY: a function that lives as long as the program, since the library is never unloaded (`-z nodelete`). Where
+    // there is no room for another handler, the program ends without it, as it would have before.
+    let _ = unsafe { libc::atexit(handler) };
+}
+
 /// Gives the calling thread a CUDA stream of its own, so that it neither waits for the host's work nor holds it up.
 pub fn use_own_stream(device_index: i32) -> Result<()> {
     // SAFETY: no pointers are passed.

@@ -1222,6 +1222,7 @@ static int exit_program(void)
 int main(int argc, char **argv)
 {
     diffusion_config config;
+    int round;
     if (argc > 1 && strcmp(argv[1], "exit") == 0) {
         return exit_program();
     }
@@ -1244,8 +1245,10 @@ int main(int argc, char **argv)
     test_log();
     test_small_stack();
     test_fork();
-    SECTION("the program ends while a job runs");
-    CHECK_EXIT(run_self("exit", NULL, -1));
+    SECTION("the program ends while a job runs, 12 times");
+    for (round = 0; round < 12; round++) {
+        CHECK_EXIT(run_self("exit", NULL, -1));
+    }
     test_no_growth();
     OK(diffusion_destroy(process));
     return check_done("jobs");
