@@ -1,14 +1,14 @@
 /*
- * Checkpoints that are not, or not any more: every file of a good one truncated, emptied, removed, replaced, its JSON
- * broken or foreign, its tensors lying, random bytes changed. Each is a status with the file's name, never a crash.
+ * Checkpoints that are not, or not any more: every file of a good one truncated, emptied, removed, replaced,
+ * its JSON broken or foreign, its tensors lying, random bytes changed. Each is a status with the file's name,
+ * never a crash.
  */
 #include "refused.h"
 
 #include <dirent.h>
 
 /* The paths, below root, of all regular files there. */
-static size_t list_files(const char *root, const char *below, char (*paths)[256], size_t room)
-{
+static size_t list_files(const char *root, const char *below, char (*paths)[256], size_t room) {
     char path[1024];
     struct dirent *entry;
     size_t count = 0;
@@ -35,9 +35,9 @@ static size_t list_files(const char *root, const char *below, char (*paths)[256]
     return count;
 }
 
-/* A load that must be refused, leaving nothing behind. Where the file is unreadable rather than wrong, IO is right. */
-static void refuse_load(const char *path, const char *what, const char *named)
-{
+/* A load that must be refused, leaving nothing behind. Where the file is unreadable rather than wrong, IO is
+ * right. */
+static void refuse_load(const char *path, const char *what, const char *named) {
     int32_t got;
     memcpy(&o_before, &o, sizeof o);
     got = diffusion_load(path, NULL, &o.process);
@@ -50,22 +50,21 @@ static void refuse_load(const char *path, const char *what, const char *named)
         return;
     }
     check_message(__FILE__, __LINE__, what, named, NULL, NULL);
-    check_that(memcmp(&o, &o_before, sizeof o) == 0, __FILE__, __LINE__, "load of %s wrote to an output", what);
+    check_that(memcmp(&o, &o_before, sizeof o) == 0, __FILE__, __LINE__, "load of %s wrote to an output",
+               what);
     CHECK(alive());
 }
 
 /* As refuse_load, and the status is FORMAT: what the header says of damaged files. */
-static void refuse_format(const char *path, const char *what, const char *named)
-{
+static void refuse_format(const char *path, const char *what, const char *named) {
     refuse_load(path, what, named);
     check_that(diffusion_load(path, NULL, &o.process) == DIFFUSION_ERROR_FORMAT, __FILE__, __LINE__,
-               "load of %s: should be \"%s\"; message: %s", what, diffusion_status_string(DIFFUSION_ERROR_FORMAT),
-               diffusion_last_error_message());
+               "load of %s: should be \"%s\"; message: %s", what,
+               diffusion_status_string(DIFFUSION_ERROR_FORMAT), diffusion_last_error_message());
 }
 
 /* Replaces the value of a key in a JSON file where the key stands once. */
-static void set_json(const char *path, const char *key, const char *value)
-{
+static void set_json(const char *path, const char *key, const char *value) {
     size_t bytes, start, end;
     char *content = (char *)get_file(path, &bytes), quoted[128], *at, *changed;
     int depth = 0;
@@ -95,8 +94,7 @@ static void set_json(const char *path, const char *key, const char *value)
     free(changed);
 }
 
-static void test_paths(const char *good)
-{
+static void test_paths(const char *good) {
     char path[512], long_name[4200];
     diffusion_config overrides = tiny_config();
     struct stat info;
@@ -124,7 +122,8 @@ static void test_paths(const char *good)
     snprintf(path, sizeof path, "%s/text/below", folder);
     REFUSED(diffusion_save(process, path), DIFFUSION_ERROR_IO, "text", NULL, NULL);
     refuse_load(path, "a path through a file", "text");
-    REFUSED(diffusion_save(process, "/proc/diffusion-test/checkpoint"), DIFFUSION_ERROR_IO, "/proc", NULL, NULL);
+    REFUSED(diffusion_save(process, "/proc/diffusion-test/checkpoint"), DIFFUSION_ERROR_IO, "/proc", NULL,
+            NULL);
 
     snprintf(path, sizeof path, "%s/empty", folder);
     mkdir(path, 0777);
@@ -147,8 +146,8 @@ static void test_paths(const char *good)
     snprintf(path, sizeof path, "%s/unwritten", folder);
     REFUSED(diffusion_export(process, path, -1), INVALID, "precision", "-1", NULL);
     REFUSED(diffusion_export(process, path, 3), INVALID, "precision", "3", NULL);
-    REFUSED(diffusion_export(process, "/proc/diffusion-test/x", DIFFUSION_PRECISION_BF16), DIFFUSION_ERROR_IO, "/proc",
-            NULL, NULL);
+    REFUSED(diffusion_export(process, "/proc/diffusion-test/x", DIFFUSION_PRECISION_BF16), DIFFUSION_ERROR_IO,
+            "/proc", NULL, NULL);
     CHECK(stat(path, &info) != 0);
 
     /* Overrides are a config like any other. */
@@ -163,20 +162,19 @@ static void test_paths(const char *good)
     OK(diffusion_config_init(&overrides));
     overrides.device = DIFFUSION_DEVICE_CUDA;
     overrides.device_index = 1000;
-    REFUSED(diffusion_load(good, &overrides, &o.process), DIFFUSION_ERROR_DEVICE_UNAVAILABLE, "device", NULL, NULL);
+    REFUSED(diffusion_load(good, &overrides, &o.process), DIFFUSION_ERROR_DEVICE_UNAVAILABLE, "device", NULL,
+            NULL);
 }
 
 /* A fresh copy of the good checkpoint; returns its path. */
-static const char *fresh_copy(const char *good)
-{
+static const char *fresh_copy(const char *good) {
     static char copy[400];
     snprintf(copy, sizeof copy, "%s/copy", folder);
     must_shell("rm -rf '%s' && cp -R '%s' '%s'", copy, good, copy);
     return copy;
 }
 
-static void test_damaged(const char *good)
-{
+static void test_damaged(const char *good) {
     char paths[64][256], path[1024], what[400];
     size_t files, f;
     const char *copy;
@@ -229,9 +227,9 @@ static void test_damaged(const char *good)
     }
 }
 
-/* Random bytes changed in random places: any status, no crash. The seed is fixed, so that a failure comes again. */
-static void test_fuzzed(const char *good)
-{
+/* Random bytes changed in random places: any status, no crash. The seed is fixed, so that a failure comes
+ * again. */
+static void test_fuzzed(const char *good) {
     char paths[64][256], path[1024];
     size_t files = list_files(good, "", paths, 64), f;
     uint64_t state = 99;
@@ -273,13 +271,13 @@ static void test_fuzzed(const char *good)
     printf("    %ld changed checkpoints loaded, %ld were refused\n", loaded, refused);
 }
 
-static const char *known_as(const char *key)
-{
-    static const char *const names[][2] = {{"sample_size", "sample_size|image_size"},
-                                           {"in_channels", "in_channels|conv_in"},
-                                           {"out_channels", "out_channels|conv_out"},
-                                           {"block_out_channels", "block_out_channels|hidden_dims|image_size"},
-                                           {"num_train_timesteps", "num_train_timesteps|noise_steps"}};
+static const char *known_as(const char *key) {
+    static const char *const names[][2] = {
+        {"sample_size", "sample_size|image_size"},
+        {"in_channels", "in_channels|conv_in"},
+        {"out_channels", "out_channels|conv_out"},
+        {"block_out_channels", "block_out_channels|hidden_dims|image_size"},
+        {"num_train_timesteps", "num_train_timesteps|noise_steps"}};
     size_t i;
     for (i = 0; i < sizeof names / sizeof *names; i++) {
         if (strcmp(key, names[i][0]) == 0) {
@@ -289,19 +287,28 @@ static const char *known_as(const char *key)
     return key;
 }
 
-/* The message names the file, and the field or what this library calls it or the tensor that contradicts it. */
-#define BAD_JSON(file, key, value)                                                                                      \
-    do {                                                                                                                \
-        char json_path[1024];                                                                                           \
-        copy = fresh_copy(good);                                                                                        \
-        snprintf(json_path, sizeof json_path, "%s/%s", copy, file);                                                     \
-        set_json(json_path, key, value);                                                                                \
-        refuse_format(copy, file ": " key " = " value, known_as(key));                                                            \
+/* The message names the file, and the field or what this library calls it or the tensor that contradicts it.
+ */
+#define BAD_JSON(file, key, value)                                     \
+    do {                                                               \
+        char json_path[1024];                                          \
+        copy = fresh_copy(good);                                       \
+        snprintf(json_path, sizeof json_path, "%s/%s", copy, file);    \
+        set_json(json_path, key, value);                               \
+        refuse_format(copy, file ": " key " = " value, known_as(key)); \
     } while (0)
 
-static void test_wrong_json(const char *good)
-{
-    static const char *texts[] = {"{", "}", "[]", "null", "17", "\"x\"", "{}", "{\"a\":}", "{\"a\":1,}", "\xEF\xBB\xBF{",
+static void test_wrong_json(const char *good) {
+    static const char *texts[] = {"{",
+                                  "}",
+                                  "[]",
+                                  "null",
+                                  "17",
+                                  "\"x\"",
+                                  "{}",
+                                  "{\"a\":}",
+                                  "{\"a\":1,}",
+                                  "\xEF\xBB\xBF{",
                                   "{\"_class_name\": 3}"};
     const char *copy;
     char path[1024], what[200], *deep;
@@ -366,8 +373,7 @@ static void test_wrong_json(const char *good)
 
 /* The header of a safetensors file replaced by text; its data stays. */
 static void put_safetensors(const char *path, const char *header, uint64_t claimed, const unsigned char *data,
-                            size_t data_bytes)
-{
+                            size_t data_bytes) {
     size_t length = strlen(header);
     unsigned char *content = must_alloc(8 + length + data_bytes);
     int i;
@@ -382,9 +388,9 @@ static void put_safetensors(const char *path, const char *header, uint64_t claim
     free(content);
 }
 
-static void test_wrong_safetensors(const char *good)
-{
-    static const uint64_t claims[] = {0, 1, 100, UINT64_MAX, UINT64_MAX - 7, (uint64_t)1 << 40, (uint64_t)1 << 63};
+static void test_wrong_safetensors(const char *good) {
+    static const uint64_t claims[] = {
+        0, 1, 100, UINT64_MAX, UINT64_MAX - 7, (uint64_t)1 << 40, (uint64_t)1 << 63};
     const char *copy = fresh_copy(good);
     char path[1024], what[200], *header;
     unsigned char *content;
@@ -427,7 +433,8 @@ static void test_wrong_safetensors(const char *good)
             char *changed = must_alloc(length + 1), *at;
             memcpy(changed, header, length + 1);
             at = strstr(changed, lies[i].from);
-            if (check_that(at != NULL, __FILE__, __LINE__, "the header of the weights does not hold %s", lies[i].from)) {
+            if (check_that(at != NULL, __FILE__, __LINE__, "the header of the weights does not hold %s",
+                           lies[i].from)) {
                 memcpy(at, lies[i].to, strlen(lies[i].to));
                 put_safetensors(path, changed, length, content + 8 + length, data_bytes);
                 refuse_format(copy, lies[i].what, "diffusion_pytorch_model.safetensors");
@@ -444,14 +451,14 @@ static void test_wrong_safetensors(const char *good)
     }
 
     /* A pickle in its place is named as what it is, and not opened. */
-    must_shell("rm '%s' && printf '\\200\\002cposix\\nsystem\\nq' > '%s/unet/diffusion_pytorch_model.bin'", path, copy);
+    must_shell("rm '%s' && printf '\\200\\002cposix\\nsystem\\nq' > '%s/unet/diffusion_pytorch_model.bin'",
+               path, copy);
     refuse_load(copy, "a pickle", "diffusion_pytorch_model.bin");
     free(content);
     free(header);
 }
 
-static void test_checkpoints(void)
-{
+static void test_checkpoints(void) {
     char good[300];
     diffusion_process *loaded = NULL;
     snprintf(good, sizeof good, "%s/good", folder);
@@ -468,8 +475,7 @@ static void test_checkpoints(void)
     OK(diffusion_destroy(loaded));
 }
 
-int main(void)
-{
+int main(void) {
     make_fixture();
     test_checkpoints();
     end_fixture();

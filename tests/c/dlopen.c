@@ -1,21 +1,20 @@
 /*
- * A host that loads the library as a plug-in loader does: opened and closed again and again, with processes alive and
- * jobs running when it is closed. Linked with nothing; argv[1] is the library's path.
+ * A host that loads the library as a plug-in loader does: opened and closed again and again, with processes
+ * alive and jobs running when it is closed. Linked with nothing; argv[1] is the library's path.
  */
 #include <dlfcn.h>
 
 #include "check.h"
 
 /* Of each function its type, taken from the header, and the one that dlsym found. */
-#define FIND(library, name)                                                                                             \
-    do {                                                                                                                \
-        void *found = dlsym(library, "diffusion_" #name);                                                               \
-        CHECK(found != NULL);                                                                                           \
-        memcpy(&name, &found, sizeof found);                                                                            \
+#define FIND(library, name)                               \
+    do {                                                  \
+        void *found = dlsym(library, "diffusion_" #name); \
+        CHECK(found != NULL);                             \
+        memcpy(&name, &found, sizeof found);              \
     } while (0)
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     int32_t (*config_init)(diffusion_config *) = NULL;
     int32_t (*create)(const diffusion_config *, diffusion_process **) = NULL;
     int32_t (*sample_ddim)(diffusion_process *, size_t, int32_t, float, uint64_t, float *, size_t) = NULL;
@@ -37,7 +36,8 @@ int main(int argc, char **argv)
         diffusion_sample_params params;
         diffusion_job *job = NULL;
         void *library = dlopen(argv[1], (round % 2 ? RTLD_NOW : RTLD_LAZY) | RTLD_LOCAL);
-        if (!check_that(library != NULL, __FILE__, __LINE__, "dlopen: %s", library == NULL ? dlerror() : "")) {
+        if (!check_that(library != NULL, __FILE__, __LINE__, "dlopen: %s",
+                        library == NULL ? dlerror() : "")) {
             break;
         }
         FIND(library, abi_version);

@@ -1,19 +1,20 @@
 /*
- * Everything that a caller can get wrong, one call each: the status, the message (the argument's name, its value and
- * what it may be), every output unchanged byte for byte, and the process working on afterwards.
+ * Everything that a caller can get wrong, one call each: the status, the message (the argument's name, its
+ * value and what it may be), every output unchanged byte for byte, and the process working on afterwards.
  *
- * diffusion.h promises this for handles of any value, for lengths of any value and for struct tails; files of any
- * content are checkpoints.c's. DIFFUSION_ERROR_TORCH and _INTERNAL are not here: no input is documented to give them.
+ * diffusion.h promises this for handles of any value, for lengths of any value and for struct tails; files of
+ * any content are checkpoints.c's. DIFFUSION_ERROR_TORCH and _INTERNAL are not here: no input is documented
+ * to give them.
  */
 #include "refused.h"
 
 #include <signal.h>
 #include <sys/resource.h>
 
-/* ------------------------------------------------------------------------------------------------------------------ */
+/* ------------------------------------------------------------------------------------------------------------------
+ */
 
-static void *message_of_new_thread(void *unused)
-{
+static void *message_of_new_thread(void *unused) {
     char text[256];
     (void)unused;
     CHECK(strcmp(diffusion_last_error_message(), "") == 0);
@@ -23,8 +24,7 @@ static void *message_of_new_thread(void *unused)
     return NULL;
 }
 
-static void test_names_and_messages(void)
-{
+static void test_names_and_messages(void) {
     static const int32_t unknown[] = {-1, 14, 15, 255, 256, INT32_MAX, INT32_MIN};
     char before[1024];
     pthread_t thread;
@@ -35,8 +35,8 @@ static void test_names_and_messages(void)
         const char *name = diffusion_status_string(status), *letter;
         CHECK(name != NULL && name[0] != 0 && strcmp(name, "unknown status") != 0);
         for (letter = name; *letter; letter++) {
-            check_that((*letter >= 'a' && *letter <= 'z') || *letter == ' ' || *letter == '-', __FILE__, __LINE__,
-                       "status %d is called \"%s\": not lower-case words", (int)status, name);
+            check_that((*letter >= 'a' && *letter <= 'z') || *letter == ' ' || *letter == '-', __FILE__,
+                       __LINE__, "status %d is called \"%s\": not lower-case words", (int)status, name);
         }
         for (other = 0; other < status; other++) {
             CHECK(strcmp(name, diffusion_status_string(other)) != 0);
@@ -63,8 +63,7 @@ static void test_names_and_messages(void)
     CHECK(strcmp(diffusion_last_error_message(), before) == 0);
 }
 
-static void test_defaults(void)
-{
+static void test_defaults(void) {
     diffusion_config c;
     diffusion_sample_params s;
     SECTION("defaults");
@@ -144,64 +143,85 @@ static void test_defaults(void)
     CHECK(s.progress == NULL && s.user_data == NULL);
 }
 
-/* ------------------------------------------------------------------------------------------------------------------ */
+/* ------------------------------------------------------------------------------------------------------------------
+ */
 
 /* One call of every function that takes a process, right in all but the handle. */
-static int32_t use_save(diffusion_process *p)
-{
+static int32_t use_save(diffusion_process *p) {
     char path[300];
     snprintf(path, sizeof path, "%s/never", folder);
     return diffusion_save(p, path);
 }
-static int32_t use_export(diffusion_process *p)
-{
+static int32_t use_export(diffusion_process *p) {
     char path[300];
     snprintf(path, sizeof path, "%s/never", folder);
     return diffusion_export(p, path, DIFFUSION_PRECISION_F16);
 }
-static int32_t use_destroy(diffusion_process *p) { return diffusion_destroy(p); }
-static int32_t use_cancel(diffusion_process *p) { return diffusion_cancel(p); }
-static int32_t use_get_config(diffusion_process *p) { return diffusion_get_config(p, &o.config); }
-static int32_t use_get_schedule(diffusion_process *p) { return diffusion_get_schedule(p, 0, o.table, TINY_STEPS); }
-static int32_t use_set_log(diffusion_process *p) { return diffusion_set_log_callback(p, NULL, NULL); }
-static int32_t use_add_noise(diffusion_process *p)
-{
-    return diffusion_add_noise(p, images, TINY_IMAGE, timesteps, 1, 0, o.noisy, TINY_IMAGE, o.noise, TINY_IMAGE);
+static int32_t use_destroy(diffusion_process *p) {
+    return diffusion_destroy(p);
 }
-static int32_t use_predict(diffusion_process *p)
-{
+static int32_t use_cancel(diffusion_process *p) {
+    return diffusion_cancel(p);
+}
+static int32_t use_get_config(diffusion_process *p) {
+    return diffusion_get_config(p, &o.config);
+}
+static int32_t use_get_schedule(diffusion_process *p) {
+    return diffusion_get_schedule(p, 0, o.table, TINY_STEPS);
+}
+static int32_t use_set_log(diffusion_process *p) {
+    return diffusion_set_log_callback(p, NULL, NULL);
+}
+static int32_t use_add_noise(diffusion_process *p) {
+    return diffusion_add_noise(p, images, TINY_IMAGE, timesteps, 1, 0, o.noisy, TINY_IMAGE, o.noise,
+                               TINY_IMAGE);
+}
+static int32_t use_predict(diffusion_process *p) {
     return diffusion_predict_noise(p, images, TINY_IMAGE, timesteps, 1, o.out, TINY_IMAGE);
 }
-static int32_t use_sample(diffusion_process *p) { return diffusion_sample(p, 1, 0, o.out, TINY_IMAGE); }
-static int32_t use_sample_ddim(diffusion_process *p) { return diffusion_sample_ddim(p, 1, 2, 0, 0, o.out, TINY_IMAGE); }
-static int32_t use_sample_with(diffusion_process *p)
-{
+static int32_t use_sample(diffusion_process *p) {
+    return diffusion_sample(p, 1, 0, o.out, TINY_IMAGE);
+}
+static int32_t use_sample_ddim(diffusion_process *p) {
+    return diffusion_sample_ddim(p, 1, 2, 0, 0, o.out, TINY_IMAGE);
+}
+static int32_t use_sample_with(diffusion_process *p) {
     diffusion_sample_params params = sample_params(1, 2, 0);
     return diffusion_sample_with(p, &params, o.out, TINY_IMAGE * sizeof(float));
 }
-static int32_t use_sample_size(diffusion_process *p)
-{
+static int32_t use_sample_size(diffusion_process *p) {
     diffusion_sample_params params = sample_params(1, 2, 0);
     return diffusion_sample_size(p, &params, &o.size);
 }
-static int32_t use_submit(diffusion_process *p)
-{
+static int32_t use_submit(diffusion_process *p) {
     diffusion_sample_params params = sample_params(1, 2, 0);
     return diffusion_sample_submit(p, &params, &o.job);
 }
-static int32_t use_train(diffusion_process *p) { return diffusion_train_step(p, images, TINY_IMAGE, 1, &o.loss); }
-static int32_t use_step_count(diffusion_process *p) { return diffusion_get_step_count(p, &o.steps); }
-static int32_t use_get_rate(diffusion_process *p) { return diffusion_get_learning_rate(p, &o.real); }
-static int32_t use_set_rate(diffusion_process *p) { return diffusion_set_learning_rate(p, 1e-3); }
-static int32_t use_scale(diffusion_process *p) { return diffusion_get_gradient_scale(p, &o.real); }
-static int32_t use_parameter_count(diffusion_process *p) { return diffusion_parameter_count(p, &o.size); }
-static int32_t use_describe(diffusion_process *p) { return diffusion_parameter_describe(p, 0, &o.parameter); }
-static int32_t use_read(diffusion_process *p)
-{
+static int32_t use_train(diffusion_process *p) {
+    return diffusion_train_step(p, images, TINY_IMAGE, 1, &o.loss);
+}
+static int32_t use_step_count(diffusion_process *p) {
+    return diffusion_get_step_count(p, &o.steps);
+}
+static int32_t use_get_rate(diffusion_process *p) {
+    return diffusion_get_learning_rate(p, &o.real);
+}
+static int32_t use_set_rate(diffusion_process *p) {
+    return diffusion_set_learning_rate(p, 1e-3);
+}
+static int32_t use_scale(diffusion_process *p) {
+    return diffusion_get_gradient_scale(p, &o.real);
+}
+static int32_t use_parameter_count(diffusion_process *p) {
+    return diffusion_parameter_count(p, &o.size);
+}
+static int32_t use_describe(diffusion_process *p) {
+    return diffusion_parameter_describe(p, 0, &o.parameter);
+}
+static int32_t use_read(diffusion_process *p) {
     return diffusion_parameter_read(p, 0, "conv_in.weight", o.out, CONV_IN);
 }
-static int32_t use_write(diffusion_process *p)
-{
+static int32_t use_write(diffusion_process *p) {
     return diffusion_parameter_write(p, 0, "conv_in.weight", conv_in, CONV_IN);
 }
 
@@ -209,59 +229,82 @@ static const struct {
     const char *name;
     int32_t (*call)(diffusion_process *);
 } process_calls[] = {
-    {"step_count", use_step_count}, {"save", use_save},
+    {"step_count", use_step_count},
+    {"save", use_save},
     {"export", use_export},
-    {"cancel", use_cancel},         {"get_config", use_get_config},
-    {"get_schedule", use_get_schedule}, {"set_log_callback", use_set_log},
-    {"add_noise", use_add_noise},   {"predict_noise", use_predict},
-    {"sample", use_sample},         {"sample_ddim", use_sample_ddim},
-    {"sample_with", use_sample_with}, {"sample_size", use_sample_size},
-    {"sample_submit", use_submit},  {"train_step", use_train},
-    {"get_learning_rate", use_get_rate}, {"set_learning_rate", use_set_rate},
-    {"get_gradient_scale", use_scale}, {"parameter_count", use_parameter_count},
-    {"parameter_describe", use_describe}, {"parameter_read", use_read},
-    {"parameter_write", use_write}, {"destroy", use_destroy},
+    {"cancel", use_cancel},
+    {"get_config", use_get_config},
+    {"get_schedule", use_get_schedule},
+    {"set_log_callback", use_set_log},
+    {"add_noise", use_add_noise},
+    {"predict_noise", use_predict},
+    {"sample", use_sample},
+    {"sample_ddim", use_sample_ddim},
+    {"sample_with", use_sample_with},
+    {"sample_size", use_sample_size},
+    {"sample_submit", use_submit},
+    {"train_step", use_train},
+    {"get_learning_rate", use_get_rate},
+    {"set_learning_rate", use_set_rate},
+    {"get_gradient_scale", use_scale},
+    {"parameter_count", use_parameter_count},
+    {"parameter_describe", use_describe},
+    {"parameter_read", use_read},
+    {"parameter_write", use_write},
+    {"destroy", use_destroy},
 };
 enum { PROCESS_CALLS = sizeof process_calls / sizeof *process_calls };
 
-static int32_t use_poll(diffusion_job *j) { return diffusion_job_poll(j, &o.number); }
-static int32_t use_wait(diffusion_job *j) { return diffusion_job_wait(j, -1); }
-static int32_t use_progress(diffusion_job *j) { return diffusion_job_progress(j, &o.done, &o.total); }
-static int32_t use_job_cancel(diffusion_job *j) { return diffusion_job_cancel(j); }
-static int32_t use_fetch(diffusion_job *j) { return diffusion_job_fetch(j, o.out, TINY_IMAGE * sizeof(float)); }
-static int32_t use_job_destroy(diffusion_job *j) { return diffusion_job_destroy(j); }
+static int32_t use_poll(diffusion_job *j) {
+    return diffusion_job_poll(j, &o.number);
+}
+static int32_t use_wait(diffusion_job *j) {
+    return diffusion_job_wait(j, -1);
+}
+static int32_t use_progress(diffusion_job *j) {
+    return diffusion_job_progress(j, &o.done, &o.total);
+}
+static int32_t use_job_cancel(diffusion_job *j) {
+    return diffusion_job_cancel(j);
+}
+static int32_t use_fetch(diffusion_job *j) {
+    return diffusion_job_fetch(j, o.out, TINY_IMAGE * sizeof(float));
+}
+static int32_t use_job_destroy(diffusion_job *j) {
+    return diffusion_job_destroy(j);
+}
 
 static const struct {
     const char *name;
     int32_t (*call)(diffusion_job *);
 } job_calls[] = {
-    {"poll", use_poll},   {"wait", use_wait},   {"progress", use_progress}, {"cancel", use_job_cancel},
-    {"fetch", use_fetch}, {"destroy", use_job_destroy},
+    {"poll", use_poll},         {"wait", use_wait},   {"progress", use_progress},
+    {"cancel", use_job_cancel}, {"fetch", use_fetch}, {"destroy", use_job_destroy},
 };
 enum { JOB_CALLS = sizeof job_calls / sizeof *job_calls };
 
-/* One call with a handle that is none; false, and only the first such is reported, if the call did not refuse it. */
-static int refuse_one(const char *call, int32_t got, const char *type, const char *what, const void *handle)
-{
-    return check_that(got == DIFFUSION_ERROR_INVALID_HANDLE, __FILE__, __LINE__, "%s with %s %p: is \"%s\"", call, what,
-                      handle, diffusion_status_string(got)) &&
+/* One call with a handle that is none; false, and only the first such is reported, if the call did not refuse
+ * it. */
+static int refuse_one(const char *call, int32_t got, const char *type, const char *what, const void *handle) {
+    return check_that(got == DIFFUSION_ERROR_INVALID_HANDLE, __FILE__, __LINE__, "%s with %s %p: is \"%s\"",
+                      call, what, handle, diffusion_status_string(got)) &&
            check_that(strstr(diffusion_last_error_message(), type) != NULL, __FILE__, __LINE__,
-                      "%s with %s: message does not name %s: %s", call, what, type, diffusion_last_error_message()) &&
-           check_that(memcmp(&o, &o_before, sizeof o) == 0, __FILE__, __LINE__, "%s with %s %p wrote to an output", call,
-                      what, handle);
+                      "%s with %s: message does not name %s: %s", call, what, type,
+                      diffusion_last_error_message()) &&
+           check_that(memcmp(&o, &o_before, sizeof o) == 0, __FILE__, __LINE__,
+                      "%s with %s %p wrote to an output", call, what, handle);
 }
 
 /*
- * The first `calls` functions of each type with a handle that is none. Stops at the first that takes it: what follows
- * would only damage what the handle was mistaken for (the last is destroy).
+ * The first `calls` functions of each type with a handle that is none. Stops at the first that takes it: what
+ * follows would only damage what the handle was mistaken for (the last is destroy).
  */
-static int refuse_handle(const void *handle, const char *what, int calls)
-{
+static int refuse_handle(const void *handle, const char *what, int calls) {
     int i, good = 1;
     memcpy(&o_before, &o, sizeof o);
     for (i = 0; good && i < calls && i < PROCESS_CALLS; i++) {
-        good = refuse_one(process_calls[i].name, process_calls[i].call((diffusion_process *)handle), "process", what,
-                          handle);
+        good = refuse_one(process_calls[i].name, process_calls[i].call((diffusion_process *)handle),
+                          "process", what, handle);
     }
     for (i = 0; good && i < calls && i < JOB_CALLS; i++) {
         good = refuse_one(job_calls[i].name, job_calls[i].call((diffusion_job *)handle), "job", what, handle);
@@ -270,8 +313,7 @@ static int refuse_handle(const void *handle, const char *what, int calls)
     return good;
 }
 
-static void test_handles(void)
-{
+static void test_handles(void) {
     diffusion_config config = tiny_config();
     diffusion_process *stale, *again;
     diffusion_job *job = NULL, *old;
@@ -305,7 +347,8 @@ static void test_handles(void)
     }
     /* The only live handle is `process`: none of its neighbours may be taken for it. */
     for (i = 0; i < 64; i++) {
-        refuse_handle((void *)((uintptr_t)process ^ ((uintptr_t)1 << i)), "a live handle with one bit changed", 99);
+        refuse_handle((void *)((uintptr_t)process ^ ((uintptr_t)1 << i)),
+                      "a live handle with one bit changed", 99);
         bits = (uint64_t)(uintptr_t)process;
         bits = i == 0 ? ~bits : (bits << i) | (bits >> (64 - i));
         if (bits != (uint64_t)(uintptr_t)process) {
@@ -328,13 +371,13 @@ static void test_handles(void)
     OK(diffusion_job_wait(job, -1));
     for (i = 0; i < PROCESS_CALLS; i++) {
         memcpy(&o_before, &o, sizeof o);
-        check_refused(process_calls[i].call((diffusion_process *)job), DIFFUSION_ERROR_INVALID_HANDLE, __FILE__,
-                      __LINE__, process_calls[i].name, "process", NULL, NULL);
+        check_refused(process_calls[i].call((diffusion_process *)job), DIFFUSION_ERROR_INVALID_HANDLE,
+                      __FILE__, __LINE__, process_calls[i].name, "process", NULL, NULL);
     }
     for (i = 0; i < JOB_CALLS; i++) {
         memcpy(&o_before, &o, sizeof o);
-        check_refused(job_calls[i].call((diffusion_job *)process), DIFFUSION_ERROR_INVALID_HANDLE, __FILE__, __LINE__,
-                      job_calls[i].name, "job", NULL, NULL);
+        check_refused(job_calls[i].call((diffusion_job *)process), DIFFUSION_ERROR_INVALID_HANDLE, __FILE__,
+                      __LINE__, job_calls[i].name, "job", NULL, NULL);
     }
     OK(diffusion_job_fetch(job, o.out, TINY_IMAGE * sizeof(float)));
     OK(diffusion_job_destroy(job));
@@ -347,10 +390,10 @@ static void test_handles(void)
     CHECK_STATUS(diffusion_job_destroy(job), DIFFUSION_ERROR_INVALID_HANDLE);
 }
 
-/* ------------------------------------------------------------------------------------------------------------------ */
+/* ------------------------------------------------------------------------------------------------------------------
+ */
 
-static void test_null_pointers(void)
-{
+static void test_null_pointers(void) {
     diffusion_config config = tiny_config();
     diffusion_sample_params params = sample_params(1, 2, 0);
     diffusion_job *job = NULL;
@@ -377,25 +420,32 @@ static void test_null_pointers(void)
     REFUSED(diffusion_save(process, NULL), NULLED, "path", NULL, NULL);
     REFUSED(diffusion_export(process, NULL, DIFFUSION_PRECISION_F32), NULLED, "path", NULL, NULL);
     REFUSED(diffusion_get_config(process, NULL), NULLED, "config", NULL, NULL);
-    REFUSED(diffusion_get_schedule(process, DIFFUSION_TABLE_BETA, NULL, TINY_STEPS), NULLED, "out", NULL, NULL);
-    REFUSED(diffusion_add_noise(process, NULL, TINY_IMAGE, timesteps, 1, 0, o.noisy, TINY_IMAGE, o.noise, TINY_IMAGE),
+    REFUSED(diffusion_get_schedule(process, DIFFUSION_TABLE_BETA, NULL, TINY_STEPS), NULLED, "out", NULL,
+            NULL);
+    REFUSED(diffusion_add_noise(process, NULL, TINY_IMAGE, timesteps, 1, 0, o.noisy, TINY_IMAGE, o.noise,
+                                TINY_IMAGE),
             NULLED, "images", NULL, NULL);
-    REFUSED(diffusion_add_noise(process, images, TINY_IMAGE, NULL, 1, 0, o.noisy, TINY_IMAGE, o.noise, TINY_IMAGE),
+    REFUSED(diffusion_add_noise(process, images, TINY_IMAGE, NULL, 1, 0, o.noisy, TINY_IMAGE, o.noise,
+                                TINY_IMAGE),
             NULLED, "timesteps", NULL, NULL);
-    REFUSED(diffusion_add_noise(process, images, TINY_IMAGE, timesteps, 1, 0, NULL, TINY_IMAGE, o.noise, TINY_IMAGE),
+    REFUSED(diffusion_add_noise(process, images, TINY_IMAGE, timesteps, 1, 0, NULL, TINY_IMAGE, o.noise,
+                                TINY_IMAGE),
             NULLED, "noisy", NULL, NULL);
-    REFUSED(diffusion_add_noise(process, images, TINY_IMAGE, timesteps, 1, 0, o.noisy, TINY_IMAGE, NULL, TINY_IMAGE),
+    REFUSED(diffusion_add_noise(process, images, TINY_IMAGE, timesteps, 1, 0, o.noisy, TINY_IMAGE, NULL,
+                                TINY_IMAGE),
             NULLED, "noise", NULL, NULL);
-    REFUSED(diffusion_predict_noise(process, NULL, TINY_IMAGE, timesteps, 1, o.out, TINY_IMAGE), NULLED, "images", NULL,
-            NULL);
-    REFUSED(diffusion_predict_noise(process, images, TINY_IMAGE, NULL, 1, o.out, TINY_IMAGE), NULLED, "timesteps", NULL,
-            NULL);
-    REFUSED(diffusion_predict_noise(process, images, TINY_IMAGE, timesteps, 1, NULL, TINY_IMAGE), NULLED, "out", NULL,
-            NULL);
+    REFUSED(diffusion_predict_noise(process, NULL, TINY_IMAGE, timesteps, 1, o.out, TINY_IMAGE), NULLED,
+            "images", NULL, NULL);
+    REFUSED(diffusion_predict_noise(process, images, TINY_IMAGE, NULL, 1, o.out, TINY_IMAGE), NULLED,
+            "timesteps", NULL, NULL);
+    REFUSED(diffusion_predict_noise(process, images, TINY_IMAGE, timesteps, 1, NULL, TINY_IMAGE), NULLED,
+            "out", NULL, NULL);
     REFUSED(diffusion_sample(process, 1, 0, NULL, TINY_IMAGE), NULLED, "out", NULL, NULL);
     REFUSED(diffusion_sample_ddim(process, 1, 2, 0, 0, NULL, TINY_IMAGE), NULLED, "out", NULL, NULL);
-    REFUSED(diffusion_sample_with(process, NULL, o.out, TINY_IMAGE * sizeof(float)), NULLED, "params", NULL, NULL);
-    REFUSED(diffusion_sample_with(process, &params, NULL, TINY_IMAGE * sizeof(float)), NULLED, "out", NULL, NULL);
+    REFUSED(diffusion_sample_with(process, NULL, o.out, TINY_IMAGE * sizeof(float)), NULLED, "params", NULL,
+            NULL);
+    REFUSED(diffusion_sample_with(process, &params, NULL, TINY_IMAGE * sizeof(float)), NULLED, "out", NULL,
+            NULL);
     REFUSED(diffusion_sample_size(process, NULL, &o.size), NULLED, "params", NULL, NULL);
     REFUSED(diffusion_sample_size(process, &params, NULL), NULLED, "bytes", NULL, NULL);
     REFUSED(diffusion_sample_submit(process, NULL, &o.job), NULLED, "params", NULL, NULL);
@@ -409,7 +459,8 @@ static void test_null_pointers(void)
     REFUSED(diffusion_parameter_read(process, 0, NULL, o.out, CONV_IN), NULLED, "name", NULL, NULL);
     REFUSED(diffusion_parameter_read(process, 0, "conv_in.weight", NULL, CONV_IN), NULLED, "out", NULL, NULL);
     REFUSED(diffusion_parameter_write(process, 0, NULL, conv_in, CONV_IN), NULLED, "name", NULL, NULL);
-    REFUSED(diffusion_parameter_write(process, 0, "conv_in.weight", NULL, CONV_IN), NULLED, "values", NULL, NULL);
+    REFUSED(diffusion_parameter_write(process, 0, "conv_in.weight", NULL, CONV_IN), NULLED, "values", NULL,
+            NULL);
 
     OK(diffusion_sample_submit(process, &params, &job));
     REFUSED(diffusion_job_poll(job, NULL), NULLED, "state", NULL, NULL);
@@ -422,17 +473,17 @@ static void test_null_pointers(void)
     OK(diffusion_job_destroy(job));
 }
 
-/* ------------------------------------------------------------------------------------------------------------------ */
+/* ------------------------------------------------------------------------------------------------------------------
+ */
 
-#define BAD_CONFIG(change, name, value, allowed)                                                                        \
-    do {                                                                                                                \
-        diffusion_config c = tiny_config();                                                                             \
-        change;                                                                                                         \
-        REFUSED(diffusion_create(&c, &o.process), INVALID, name, value, allowed);                                       \
+#define BAD_CONFIG(change, name, value, allowed)                                  \
+    do {                                                                          \
+        diffusion_config c = tiny_config();                                       \
+        change;                                                                   \
+        REFUSED(diffusion_create(&c, &o.process), INVALID, name, value, allowed); \
     } while (0)
 
-static void test_config_integers(void)
-{
+static void test_config_integers(void) {
     SECTION("config: integers and enumerations");
     BAD_CONFIG(c.image_size = 0, "image_size", "0", "4096");
     BAD_CONFIG(c.image_size = -8, "image_size", "-8", "4096");
@@ -440,8 +491,8 @@ static void test_config_integers(void)
     BAD_CONFIG(c.image_size = INT32_MAX, "image_size", "2147483647", "4096");
     BAD_CONFIG(c.image_size = INT32_MIN, "image_size", "-2147483648", "4096");
     BAD_CONFIG(c.image_size = 9, "image_size", "9", "2");
-    BAD_CONFIG(c.image_size = 12; c.hidden_dims_len = 4; c.hidden_dims[2] = 16; c.hidden_dims[3] = 16, "image_size",
-               "12", "8");
+    BAD_CONFIG(c.image_size = 12; c.hidden_dims_len = 4; c.hidden_dims[2] = 16;
+               c.hidden_dims[3] = 16, "image_size", "12", "8");
     BAD_CONFIG(c.image_size = 1, "image_size", "1", "2");
     BAD_CONFIG(c.channels = 0, "channels", "0", "64");
     BAD_CONFIG(c.channels = -3, "channels", "-3", "64");
@@ -475,10 +526,10 @@ static void test_config_integers(void)
     BAD_CONFIG(c.prediction_type = -1, "prediction_type", "-1", NULL);
     BAD_CONFIG(c.prediction_type = 3, "prediction_type", "3", NULL);
     BAD_CONFIG(c.rescale_betas_zero_snr = 1, "rescale_betas_zero_snr|prediction_type", NULL, NULL);
-    BAD_CONFIG(c.prediction_type = DIFFUSION_PREDICTION_VELOCITY; c.rescale_betas_zero_snr = 2,
-               "rescale_betas_zero_snr", "2", "1");
-    BAD_CONFIG(c.prediction_type = DIFFUSION_PREDICTION_VELOCITY; c.rescale_betas_zero_snr = -1,
-               "rescale_betas_zero_snr", "-1", "1");
+    BAD_CONFIG(c.prediction_type = DIFFUSION_PREDICTION_VELOCITY;
+               c.rescale_betas_zero_snr = 2, "rescale_betas_zero_snr", "2", "1");
+    BAD_CONFIG(c.prediction_type = DIFFUSION_PREDICTION_VELOCITY;
+               c.rescale_betas_zero_snr = -1, "rescale_betas_zero_snr", "-1", "1");
     BAD_CONFIG(c.device = -1, "device", "-1", NULL);
     BAD_CONFIG(c.device = 3, "device", "3", NULL);
     BAD_CONFIG(c.device = INT32_MIN, "device", "-2147483648", NULL);
@@ -499,19 +550,20 @@ static void test_config_integers(void)
     BAD_CONFIG(c.attention_head_dim = 5, "attention_head_dim", "5", "8");
     BAD_CONFIG(c.attention_head_dim = 5; c.attention_levels = 2, "attention_head_dim", "5", "16");
     BAD_CONFIG(c.attention_head_dim = 32; c.attention_levels = 2, "attention_head_dim", "32", "16");
-    BAD_CONFIG(c.attention_head_dim = 5; c.attention_levels = 0, "attention_head_dim", "5", "16"); /* the middle's */
+    BAD_CONFIG(c.attention_head_dim = 5;
+               c.attention_levels = 0, "attention_head_dim", "5", "16"); /* the middle's */
     BAD_CONFIG(c.attention_head_dim = 16; c.attention_levels = 1, "attention_head_dim", "16", "8");
     BAD_CONFIG(c.optimizer = -1, "optimizer", "-1", NULL);
     BAD_CONFIG(c.optimizer = 2, "optimizer", "2", NULL);
     BAD_CONFIG(c.mixed_precision = -1, "mixed_precision", "-1", NULL);
     BAD_CONFIG(c.mixed_precision = 3, "mixed_precision", "3", NULL);
-    BAD_CONFIG(c.device = DIFFUSION_DEVICE_CPU; c.mixed_precision = DIFFUSION_PRECISION_F16, "mixed_precision", NULL,
-               "CUDA");
+    BAD_CONFIG(c.device = DIFFUSION_DEVICE_CPU;
+               c.mixed_precision = DIFFUSION_PRECISION_F16, "mixed_precision", NULL, "CUDA");
 }
 
-static void test_config_reals(void)
-{
-    /* Every double of the config, where it lies, what 0 and 1 are to it, and a bound that the message must state. */
+static void test_config_reals(void) {
+    /* Every double of the config, where it lies, what 0 and 1 are to it, and a bound that the message must
+     * state. */
     static const struct {
         const char *name;
         size_t offset;
@@ -550,12 +602,11 @@ static void test_config_reals(void)
     }
     BAD_CONFIG(c.beta_start = 0.25; c.beta_end = 0.25, "beta_start|beta_end", "0.25", NULL);
     BAD_CONFIG(c.beta_start = 0.5; c.beta_end = 0.25, "beta_start|beta_end", "0.5", "0.25");
-    BAD_CONFIG(c.beta_schedule = DIFFUSION_SCHEDULE_LINEAR; c.beta_start = 0.02; c.beta_end = 1e-4,
-               "beta_start|beta_end", "0.02", "0.0001");
+    BAD_CONFIG(c.beta_schedule = DIFFUSION_SCHEDULE_LINEAR; c.beta_start = 0.02;
+               c.beta_end = 1e-4, "beta_start|beta_end", "0.02", "0.0001");
 }
 
-static void test_betas(void)
-{
+static void test_betas(void) {
     diffusion_config config = tiny_config();
     static const double wrong[] = {0.0, -0.1, 1.0000001, 2.0, NAN, INFINITY, -INFINITY};
     double *betas = must_guard(TINY_STEPS * sizeof(double));
@@ -572,17 +623,20 @@ static void test_betas(void)
             betas[at] = 0.02;
         }
     }
-    REFUSED(diffusion_create_with_betas(&config, betas, TINY_STEPS - 1, &o.process), SIZED, "betas", "49", "50");
+    REFUSED(diffusion_create_with_betas(&config, betas, TINY_STEPS - 1, &o.process), SIZED, "betas", "49",
+            "50");
     REFUSED(diffusion_create_with_betas(&config, betas, 0, &o.process), SIZED, "betas", "0", "50");
-    REFUSED_EITHER(diffusion_create_with_betas(&config, betas, SIZE_MAX, &o.process), SIZED, INVALID, "betas", NULL,
-                   "50");
-    REFUSED_EITHER(diffusion_create_with_betas(&config, betas, SIZE_MAX / 8 + 1, &o.process), SIZED, INVALID, "betas",
+    REFUSED_EITHER(diffusion_create_with_betas(&config, betas, SIZE_MAX, &o.process), SIZED, INVALID, "betas",
                    NULL, "50");
+    REFUSED_EITHER(diffusion_create_with_betas(&config, betas, SIZE_MAX / 8 + 1, &o.process), SIZED, INVALID,
+                   "betas", NULL, "50");
     config.noise_steps = 0;
-    REFUSED(diffusion_create_with_betas(&config, betas, 0, &o.process), INVALID, "noise_steps", "0", "100000");
+    REFUSED(diffusion_create_with_betas(&config, betas, 0, &o.process), INVALID, "noise_steps", "0",
+            "100000");
     config = tiny_config();
     config.channels = 0;
-    REFUSED(diffusion_create_with_betas(&config, betas, TINY_STEPS, &o.process), INVALID, "channels", "0", "64");
+    REFUSED(diffusion_create_with_betas(&config, betas, TINY_STEPS, &o.process), INVALID, "channels", "0",
+            "64");
     config = tiny_config();
     config.beta_start = NAN; /* the header: ignored */
     config.beta_end = -3;
@@ -592,10 +646,10 @@ static void test_betas(void)
     OK(diffusion_destroy(o.process));
 }
 
-/* ------------------------------------------------------------------------------------------------------------------ */
+/* ------------------------------------------------------------------------------------------------------------------
+ */
 
-static void test_struct_sizes(void)
-{
+static void test_struct_sizes(void) {
     static const uint32_t wrong[] = {0, 1, 3, 4, 7, 8};
     struct {
         diffusion_config config;
@@ -626,8 +680,8 @@ static void test_struct_sizes(void)
         REFUSED(diffusion_parameter_describe(process, 0, &o.parameter), INVALID, "struct_size", value, NULL);
         o.params = sample_params(1, 2, 0);
         o.params.struct_size = wrong[i];
-        REFUSED(diffusion_sample_with(process, &o.params, o.out, TINY_IMAGE * sizeof(float)), INVALID, "struct_size",
-                value, NULL);
+        REFUSED(diffusion_sample_with(process, &o.params, o.out, TINY_IMAGE * sizeof(float)), INVALID,
+                "struct_size", value, NULL);
         REFUSED(diffusion_sample_submit(process, &o.params, &o.job), INVALID, "struct_size", value, NULL);
         REFUSED(diffusion_sample_size(process, &o.params, &o.size), INVALID, "struct_size", value, NULL);
     }
@@ -655,7 +709,8 @@ static void test_struct_sizes(void)
     large_params.tail[63] = 0x80;
     REFUSED(diffusion_sample_with(process, &large_params.params, o.out, TINY_IMAGE * sizeof(float)), INVALID,
             "struct_size|params", NULL, NULL);
-    REFUSED(diffusion_sample_submit(process, &large_params.params, &o.job), INVALID, "struct_size|params", NULL, NULL);
+    REFUSED(diffusion_sample_submit(process, &large_params.params, &o.job), INVALID, "struct_size|params",
+            NULL, NULL);
 
     /* Structs that the library fills: a caller from the future gets what this library has. */
     memset(&large, 0, sizeof large);
@@ -687,24 +742,35 @@ static void test_struct_sizes(void)
 
     /* A struct that nobody initialised: the size is as random as the rest. */
     memset(garbage, 0xA5, 1 << 16);
-    REFUSED(diffusion_create((diffusion_config *)(void *)garbage, &o.process), INVALID, "struct_size", NULL, NULL);
+    REFUSED(diffusion_create((diffusion_config *)(void *)garbage, &o.process), INVALID, "struct_size", NULL,
+            NULL);
     memset(garbage, 0xFF, 1 << 16);
-    REFUSED(diffusion_create((diffusion_config *)(void *)garbage, &o.process), INVALID, "struct_size", NULL, NULL);
+    REFUSED(diffusion_create((diffusion_config *)(void *)garbage, &o.process), INVALID, "struct_size", NULL,
+            NULL);
     REFUSED(diffusion_sample_with(process, (diffusion_sample_params *)(void *)garbage, o.out,
                                   TINY_IMAGE * sizeof(float)),
             INVALID, "struct_size", NULL, NULL);
     free(garbage);
 }
 
-/* ------------------------------------------------------------------------------------------------------------------ */
+/* ------------------------------------------------------------------------------------------------------------------
+ */
 
-static void test_buffers(void)
-{
-    /* Batches whose number of floats or bytes wraps around to something that looks right, or does not fit at all. */
-    static const size_t huge[] = {SIZE_MAX, SIZE_MAX / 2, SIZE_MAX / 4, SIZE_MAX / TINY_IMAGE,
-                                  SIZE_MAX / TINY_IMAGE + 1, SIZE_MAX / TINY_IMAGE / 4 + 1, (size_t)1 << 63,
-                                  (size_t)1 << 58, (size_t)1 << 56, (size_t)1 << 55};
-    static const size_t near[] = {0, 1, TINY_IMAGE - 1, TINY_IMAGE + 1, 2 * TINY_IMAGE, SIZE_MAX, SIZE_MAX / 4 + 1};
+static void test_buffers(void) {
+    /* Batches whose number of floats or bytes wraps around to something that looks right, or does not fit at
+     * all. */
+    static const size_t huge[] = {SIZE_MAX,
+                                  SIZE_MAX / 2,
+                                  SIZE_MAX / 4,
+                                  SIZE_MAX / TINY_IMAGE,
+                                  SIZE_MAX / TINY_IMAGE + 1,
+                                  SIZE_MAX / TINY_IMAGE / 4 + 1,
+                                  (size_t)1 << 63,
+                                  (size_t)1 << 58,
+                                  (size_t)1 << 56,
+                                  (size_t)1 << 55};
+    static const size_t near[] = {
+        0, 1, TINY_IMAGE - 1, TINY_IMAGE + 1, 2 * TINY_IMAGE, SIZE_MAX, SIZE_MAX / 4 + 1};
     diffusion_sample_params params = sample_params(1, 2, 0);
     diffusion_job *job = NULL;
     char value[32];
@@ -713,14 +779,16 @@ static void test_buffers(void)
     for (i = 0; i < sizeof near / sizeof *near; i++) {
         size_t len = near[i], bytes = n * sizeof(float);
         snprintf(value, sizeof value, "%zu", len);
-        REFUSED(diffusion_add_noise(process, images, len, timesteps, 1, 0, o.noisy, n, o.noise, n), SIZED, "images",
-                value, "192");
-        REFUSED(diffusion_add_noise(process, images, n, timesteps, 1, 0, o.noisy, len, o.noise, n), SIZED, "noisy",
-                value, "192");
-        REFUSED(diffusion_add_noise(process, images, n, timesteps, 1, 0, o.noisy, n, o.noise, len), SIZED, "noise",
-                value, "192");
-        REFUSED(diffusion_predict_noise(process, images, len, timesteps, 1, o.out, n), SIZED, "len", value, "192");
-        REFUSED(diffusion_predict_noise(process, images, n, timesteps, 1, o.out, len), SIZED, "out", value, "192");
+        REFUSED(diffusion_add_noise(process, images, len, timesteps, 1, 0, o.noisy, n, o.noise, n), SIZED,
+                "images", value, "192");
+        REFUSED(diffusion_add_noise(process, images, n, timesteps, 1, 0, o.noisy, len, o.noise, n), SIZED,
+                "noisy", value, "192");
+        REFUSED(diffusion_add_noise(process, images, n, timesteps, 1, 0, o.noisy, n, o.noise, len), SIZED,
+                "noise", value, "192");
+        REFUSED(diffusion_predict_noise(process, images, len, timesteps, 1, o.out, n), SIZED, "len", value,
+                "192");
+        REFUSED(diffusion_predict_noise(process, images, n, timesteps, 1, o.out, len), SIZED, "out", value,
+                "192");
         REFUSED(diffusion_sample(process, 1, 0, o.out, len), SIZED, "out", value, "192");
         REFUSED(diffusion_sample_ddim(process, 1, 2, 0, 0, o.out, len), SIZED, "out", value, "192");
         REFUSED(diffusion_train_step(process, images, len, 1, &o.loss), SIZED, "images", value, "192");
@@ -728,14 +796,16 @@ static void test_buffers(void)
             REFUSED(diffusion_sample_with(process, &params, o.out, len), SIZED, "out", value, "768");
         }
     }
-    REFUSED(diffusion_sample_with(process, &params, o.out, n * sizeof(float) - 1), SIZED, "out", "767", "768");
-    REFUSED(diffusion_sample_with(process, &params, o.out, n * sizeof(float) + 1), SIZED, "out", "769", "768");
+    REFUSED(diffusion_sample_with(process, &params, o.out, n * sizeof(float) - 1), SIZED, "out", "767",
+            "768");
+    REFUSED(diffusion_sample_with(process, &params, o.out, n * sizeof(float) + 1), SIZED, "out", "769",
+            "768");
     params.format = DIFFUSION_FORMAT_RGBA8;
     REFUSED(diffusion_sample_with(process, &params, o.out, n * sizeof(float)), SIZED, "out", "768", "256");
     params.format = DIFFUSION_FORMAT_F32;
 
-    REFUSED(diffusion_add_noise(process, images, 0, timesteps, 0, 0, o.noisy, 0, o.noise, 0), INVALID, "batch", "0",
-            NULL);
+    REFUSED(diffusion_add_noise(process, images, 0, timesteps, 0, 0, o.noisy, 0, o.noise, 0), INVALID,
+            "batch", "0", NULL);
     REFUSED(diffusion_predict_noise(process, images, 0, timesteps, 0, o.out, 0), INVALID, "batch", "0", NULL);
     REFUSED(diffusion_train_step(process, images, 0, 0, &o.loss), INVALID, "batch", "0", NULL);
     REFUSED(diffusion_sample(process, 0, 0, o.out, 0), INVALID, "num_samples", "0", "1048576");
@@ -743,24 +813,25 @@ static void test_buffers(void)
     for (i = 0; i < sizeof huge / sizeof *huge; i++) {
         size_t batch = huge[i], product = batch * n; /* wraps around, as a careless multiplication would */
         snprintf(value, sizeof value, "%zu", batch);
-        REFUSED_EITHER(diffusion_add_noise(process, images, product, timesteps, batch, 0, o.noisy, product, o.noise,
-                                           product),
+        REFUSED_EITHER(diffusion_add_noise(process, images, product, timesteps, batch, 0, o.noisy, product,
+                                           o.noise, product),
                        INVALID, SIZED, "batch", value, NULL);
-        REFUSED_EITHER(diffusion_predict_noise(process, images, product, timesteps, batch, o.out, product), INVALID,
-                       SIZED, "batch", value, NULL);
-        REFUSED_EITHER(diffusion_train_step(process, images, product, batch, &o.loss), INVALID, SIZED, "batch", value,
-                       NULL);
-        REFUSED(diffusion_sample(process, batch, 0, o.out, product), INVALID, "num_samples", value, "1048576");
+        REFUSED_EITHER(diffusion_predict_noise(process, images, product, timesteps, batch, o.out, product),
+                       INVALID, SIZED, "batch", value, NULL);
+        REFUSED_EITHER(diffusion_train_step(process, images, product, batch, &o.loss), INVALID, SIZED,
+                       "batch", value, NULL);
+        REFUSED(diffusion_sample(process, batch, 0, o.out, product), INVALID, "num_samples", value,
+                "1048576");
         REFUSED(diffusion_sample_ddim(process, batch, 2, 0, 0, o.out, product), INVALID, "num_samples", value,
                 "1048576");
         params.num_samples = batch;
-        REFUSED(diffusion_sample_with(process, &params, o.out, product * sizeof(float)), INVALID, "num_samples", value,
-                "1048576");
+        REFUSED(diffusion_sample_with(process, &params, o.out, product * sizeof(float)), INVALID,
+                "num_samples", value, "1048576");
         REFUSED(diffusion_sample_submit(process, &params, &o.job), INVALID, "num_samples", value, "1048576");
         REFUSED(diffusion_sample_size(process, &params, &o.size), INVALID, "num_samples", value, "1048576");
     }
-    REFUSED(diffusion_sample(process, 1048577, 0, o.out, (size_t)1048577 * n), INVALID, "num_samples", "1048577",
-            "1048576");
+    REFUSED(diffusion_sample(process, 1048577, 0, o.out, (size_t)1048577 * n), INVALID, "num_samples",
+            "1048577", "1048576");
 
     REFUSED(diffusion_get_schedule(process, 0, o.table, TINY_STEPS - 1), SIZED, "out", "49", "50");
     REFUSED(diffusion_get_schedule(process, 0, o.table, TINY_STEPS + 1), SIZED, "out", "51", "50");
@@ -768,19 +839,22 @@ static void test_buffers(void)
     REFUSED(diffusion_get_schedule(process, 0, o.table, SIZE_MAX), SIZED, "out", NULL, "50");
     REFUSED(diffusion_get_schedule(process, -1, o.table, TINY_STEPS), INVALID, "which_table", "-1", NULL);
     REFUSED(diffusion_get_schedule(process, 5, o.table, TINY_STEPS), INVALID, "which_table", "5", NULL);
-    REFUSED(diffusion_get_schedule(process, INT32_MAX, o.table, TINY_STEPS), INVALID, "which_table", "2147483647",
-            NULL);
+    REFUSED(diffusion_get_schedule(process, INT32_MAX, o.table, TINY_STEPS), INVALID, "which_table",
+            "2147483647", NULL);
 
-    REFUSED(diffusion_parameter_read(process, 0, "conv_in.weight", o.out, CONV_IN - 1), SIZED, "out", "215", "216");
-    REFUSED(diffusion_parameter_read(process, 0, "conv_in.weight", o.out, CONV_IN + 1), SIZED, "out", "217", "216");
+    REFUSED(diffusion_parameter_read(process, 0, "conv_in.weight", o.out, CONV_IN - 1), SIZED, "out", "215",
+            "216");
+    REFUSED(diffusion_parameter_read(process, 0, "conv_in.weight", o.out, CONV_IN + 1), SIZED, "out", "217",
+            "216");
     REFUSED(diffusion_parameter_read(process, 0, "conv_in.weight", o.out, 0), SIZED, "out", "0", "216");
-    REFUSED(diffusion_parameter_read(process, 0, "conv_in.weight", o.out, SIZE_MAX), SIZED, "out", NULL, "216");
-    REFUSED(diffusion_parameter_write(process, 0, "conv_in.weight", conv_in, CONV_IN - 1), SIZED, "values", "215",
+    REFUSED(diffusion_parameter_read(process, 0, "conv_in.weight", o.out, SIZE_MAX), SIZED, "out", NULL,
             "216");
-    REFUSED(diffusion_parameter_write(process, 0, "conv_in.weight", conv_in, CONV_IN + 1), SIZED, "values", "217",
-            "216");
-    REFUSED(diffusion_parameter_write(process, 1, "conv_in.weight", conv_in, SIZE_MAX / 4 + 1), SIZED, "values", NULL,
-            "216");
+    REFUSED(diffusion_parameter_write(process, 0, "conv_in.weight", conv_in, CONV_IN - 1), SIZED, "values",
+            "215", "216");
+    REFUSED(diffusion_parameter_write(process, 0, "conv_in.weight", conv_in, CONV_IN + 1), SIZED, "values",
+            "217", "216");
+    REFUSED(diffusion_parameter_write(process, 1, "conv_in.weight", conv_in, SIZE_MAX / 4 + 1), SIZED,
+            "values", NULL, "216");
 
     params = sample_params(1, 2, 0);
     OK(diffusion_sample_submit(process, &params, &job));
@@ -793,11 +867,11 @@ static void test_buffers(void)
     OK(diffusion_job_destroy(job));
 }
 
-static void test_values(void)
-{
+static void test_values(void) {
     static const float broken[] = {NAN, -NAN, INFINITY, -INFINITY};
     static const size_t places[] = {0, 1, TINY_IMAGE / 2, TINY_IMAGE, 2 * TINY_IMAGE - 1};
-    static const int64_t wrong_times[] = {-1, TINY_STEPS, TINY_STEPS + 1, INT64_MAX, INT64_MIN, INT64_C(1) << 32};
+    static const int64_t wrong_times[] = {-1,        TINY_STEPS, TINY_STEPS + 1,
+                                          INT64_MAX, INT64_MIN,  INT64_C(1) << 32};
     static const int32_t wrong_steps[] = {0, -1, TINY_STEPS + 1, INT32_MAX, INT32_MIN};
     static const double wrong_rates[] = {0.0, -1e-4, NAN, INFINITY, -INFINITY};
     float *values = must_guard(CONV_IN * sizeof(float));
@@ -812,24 +886,25 @@ static void test_values(void)
             images[places[j]] = broken[i];
             REFUSED(diffusion_add_noise(process, images, n, timesteps, 2, 0, o.noisy, n, o.noise, n),
                     DIFFUSION_ERROR_NON_FINITE, "images", NULL, NULL);
-            REFUSED(diffusion_predict_noise(process, images, n, timesteps, 2, o.out, n), DIFFUSION_ERROR_NON_FINITE,
+            REFUSED(diffusion_predict_noise(process, images, n, timesteps, 2, o.out, n),
+                    DIFFUSION_ERROR_NON_FINITE, "images", NULL, NULL);
+            REFUSED(diffusion_train_step(process, images, n, 2, &o.loss), DIFFUSION_ERROR_NON_FINITE,
                     "images", NULL, NULL);
-            REFUSED(diffusion_train_step(process, images, n, 2, &o.loss), DIFFUSION_ERROR_NON_FINITE, "images", NULL,
-                    NULL);
-            REFUSED(diffusion_train_step(process, images, n, 2, NULL), DIFFUSION_ERROR_NON_FINITE, "images", NULL, NULL);
+            REFUSED(diffusion_train_step(process, images, n, 2, NULL), DIFFUSION_ERROR_NON_FINITE, "images",
+                    NULL, NULL);
             params = sample_params(2, 2, 0);
             params.initial_noise = images;
             params.initial_noise_len = n;
-            REFUSED(diffusion_sample_with(process, &params, o.out, n * sizeof(float)), DIFFUSION_ERROR_NON_FINITE,
+            REFUSED(diffusion_sample_with(process, &params, o.out, n * sizeof(float)),
+                    DIFFUSION_ERROR_NON_FINITE, "initial_noise", NULL, NULL);
+            REFUSED(diffusion_sample_submit(process, &params, &o.job), DIFFUSION_ERROR_NON_FINITE,
                     "initial_noise", NULL, NULL);
-            REFUSED(diffusion_sample_submit(process, &params, &o.job), DIFFUSION_ERROR_NON_FINITE, "initial_noise", NULL,
-                    NULL);
             images[places[j]] = saved;
         }
         memcpy(values, conv_in, CONV_IN * sizeof(float));
         values[i * 71] = broken[i];
-        REFUSED(diffusion_parameter_write(process, 0, "conv_in.weight", values, CONV_IN), DIFFUSION_ERROR_NON_FINITE,
-                "values", NULL, NULL);
+        REFUSED(diffusion_parameter_write(process, 0, "conv_in.weight", values, CONV_IN),
+                DIFFUSION_ERROR_NON_FINITE, "values", NULL, NULL);
     }
     OK(diffusion_parameter_read(process, 0, "conv_in.weight", values, CONV_IN));
     CHECK(same_bits(values, conv_in, CONV_IN * sizeof(float)));
@@ -838,18 +913,20 @@ static void test_values(void)
         int64_t saved = timesteps[i % 2];
         snprintf(value, sizeof value, "%lld", (long long)wrong_times[i]);
         timesteps[i % 2] = wrong_times[i];
-        REFUSED(diffusion_add_noise(process, images, n, timesteps, 2, 0, o.noisy, n, o.noise, n), INVALID, "timesteps",
+        REFUSED(diffusion_add_noise(process, images, n, timesteps, 2, 0, o.noisy, n, o.noise, n), INVALID,
+                "timesteps", value, "50");
+        REFUSED(diffusion_predict_noise(process, images, n, timesteps, 2, o.out, n), INVALID, "timesteps",
                 value, "50");
-        REFUSED(diffusion_predict_noise(process, images, n, timesteps, 2, o.out, n), INVALID, "timesteps", value, "50");
         timesteps[i % 2] = saved;
     }
     for (i = 0; i < sizeof wrong_steps / sizeof *wrong_steps; i++) {
         snprintf(value, sizeof value, "%d", (int)wrong_steps[i]);
-        REFUSED(diffusion_sample_ddim(process, 1, wrong_steps[i], 0, 0, o.out, TINY_IMAGE), INVALID, "ddim_steps", value,
-                "50");
+        REFUSED(diffusion_sample_ddim(process, 1, wrong_steps[i], 0, 0, o.out, TINY_IMAGE), INVALID,
+                "ddim_steps", value, "50");
         params = sample_params(1, wrong_steps[i], 0);
         if (wrong_steps[i] != 0) {
-            REFUSED(diffusion_sample_with(process, &params, o.out, TINY_IMAGE * 4), INVALID, "steps", value, "50");
+            REFUSED(diffusion_sample_with(process, &params, o.out, TINY_IMAGE * 4), INVALID, "steps", value,
+                    "50");
         }
     }
     REFUSED(diffusion_sample_ddim(process, 1, 2, -0.5f, 0, o.out, TINY_IMAGE), INVALID, "eta", "-0.5", "1");
@@ -863,17 +940,19 @@ static void test_values(void)
     OK(diffusion_get_learning_rate(process, &rate));
     CHECK_NEAR(rate, 1e-4, 0);
 
-    REFUSED(diffusion_parameter_read(process, 2, "conv_in.weight", o.out, CONV_IN), INVALID, "weights", "2", NULL);
-    REFUSED(diffusion_parameter_read(process, -1, "conv_in.weight", o.out, CONV_IN), INVALID, "weights", "-1", NULL);
-    REFUSED(diffusion_parameter_write(process, INT32_MIN, "conv_in.weight", conv_in, CONV_IN), INVALID, "weights",
-            "-2147483648", NULL);
+    REFUSED(diffusion_parameter_read(process, 2, "conv_in.weight", o.out, CONV_IN), INVALID, "weights", "2",
+            NULL);
+    REFUSED(diffusion_parameter_read(process, -1, "conv_in.weight", o.out, CONV_IN), INVALID, "weights", "-1",
+            NULL);
+    REFUSED(diffusion_parameter_write(process, INT32_MIN, "conv_in.weight", conv_in, CONV_IN), INVALID,
+            "weights", "-2147483648", NULL);
     REFUSED(diffusion_parameter_read(process, 0, "no.such.tensor", o.out, CONV_IN), INVALID, "name", NULL,
             "no.such.tensor");
     REFUSED(diffusion_parameter_write(process, 0, "conv_in.weigh", conv_in, CONV_IN), INVALID, "name", NULL,
             "conv_in.weigh");
     REFUSED(diffusion_parameter_read(process, 0, "", o.out, CONV_IN), INVALID, "name", NULL, NULL);
-    REFUSED(diffusion_parameter_read(process, 0, "conv_in.weight\xFF\xFE", o.out, CONV_IN), INVALID, "name", NULL,
-            NULL);
+    REFUSED(diffusion_parameter_read(process, 0, "conv_in.weight\xFF\xFE", o.out, CONV_IN), INVALID, "name",
+            NULL, NULL);
     memset(name, 'x', sizeof name - 1);
     name[sizeof name - 1] = 0;
     REFUSED(diffusion_parameter_read(process, 0, name, o.out, CONV_IN), INVALID, "name", NULL, NULL);
@@ -891,17 +970,16 @@ static void test_values(void)
     CHECK_INT(o.number, ==, 1);
 }
 
-#define BAD_PARAMS(change, status, name, value, allowed)                                                                \
-    do {                                                                                                                \
-        diffusion_sample_params s = sample_params(2, 2, 0);                                                             \
-        change;                                                                                                         \
-        REFUSED(diffusion_sample_with(process, &s, o.out, 2 * TINY_IMAGE * sizeof(float)), status, name, value,         \
-                allowed);                                                                                               \
-        REFUSED(diffusion_sample_submit(process, &s, &o.job), status, name, value, allowed);                            \
+#define BAD_PARAMS(change, status, name, value, allowed)                                                 \
+    do {                                                                                                 \
+        diffusion_sample_params s = sample_params(2, 2, 0);                                              \
+        change;                                                                                          \
+        REFUSED(diffusion_sample_with(process, &s, o.out, 2 * TINY_IMAGE * sizeof(float)), status, name, \
+                value, allowed);                                                                         \
+        REFUSED(diffusion_sample_submit(process, &s, &o.job), status, name, value, allowed);             \
     } while (0)
 
-static void test_params(void)
-{
+static void test_params(void) {
     static const uint64_t seeds[3] = {1, 2, 3};
     diffusion_config config = tiny_config();
     diffusion_process *two_channels;
@@ -916,9 +994,12 @@ static void test_params(void)
     BAD_PARAMS(s.seeds = seeds; s.seeds_len = 3, SIZED, "seeds", "3", "2");
     BAD_PARAMS(s.seeds = seeds; s.seeds_len = SIZE_MAX / 8 + 1, SIZED, "seeds", NULL, "2");
     BAD_PARAMS(s.seeds_len = 2, NULLED, "seeds", NULL, NULL);
-    BAD_PARAMS(s.initial_noise = images; s.initial_noise_len = 2 * TINY_IMAGE - 1, SIZED, "initial_noise", "383", "384");
-    BAD_PARAMS(s.initial_noise = images; s.initial_noise_len = 2 * TINY_IMAGE + 1, SIZED, "initial_noise", "385", "384");
-    BAD_PARAMS(s.initial_noise = images; s.initial_noise_len = TINY_IMAGE, SIZED, "initial_noise", "192", "384");
+    BAD_PARAMS(s.initial_noise = images;
+               s.initial_noise_len = 2 * TINY_IMAGE - 1, SIZED, "initial_noise", "383", "384");
+    BAD_PARAMS(s.initial_noise = images;
+               s.initial_noise_len = 2 * TINY_IMAGE + 1, SIZED, "initial_noise", "385", "384");
+    BAD_PARAMS(s.initial_noise = images;
+               s.initial_noise_len = TINY_IMAGE, SIZED, "initial_noise", "192", "384");
     BAD_PARAMS(s.initial_noise = images; s.initial_noise_len = SIZE_MAX, SIZED, "initial_noise", NULL, "384");
     BAD_PARAMS(s.initial_noise_len = 2 * TINY_IMAGE, NULLED, "initial_noise", NULL, NULL);
     BAD_PARAMS(s.steps = -1, INVALID, "steps", "-1", "50");
@@ -959,16 +1040,15 @@ static void test_params(void)
     OK(diffusion_destroy(two_channels));
 }
 
-/* ------------------------------------------------------------------------------------------------------------------ */
+/* ------------------------------------------------------------------------------------------------------------------
+ */
 
-static int32_t stop_at_once(uint64_t done, uint64_t total, void *user)
-{
+static int32_t stop_at_once(uint64_t done, uint64_t total, void *user) {
     (void)done, (void)total, (void)user;
     return 1;
 }
 
-static void test_devices_and_ends(void)
-{
+static void test_devices_and_ends(void) {
     diffusion_config config = tiny_config();
     diffusion_sample_params params;
     diffusion_process *broken;
@@ -995,8 +1075,8 @@ static void test_devices_and_ends(void)
 
     params = sample_params(2, 20, 0);
     params.progress = stop_at_once;
-    REFUSED(diffusion_sample_with(process, &params, o.out, 2 * TINY_IMAGE * sizeof(float)), DIFFUSION_ERROR_CANCELLED,
-            NULL, NULL, NULL);
+    REFUSED(diffusion_sample_with(process, &params, o.out, 2 * TINY_IMAGE * sizeof(float)),
+            DIFFUSION_ERROR_CANCELLED, NULL, NULL, NULL);
 
     /* A thousand network calls of 64 images: no machine does them in a millisecond. */
     config = tiny_config();
@@ -1016,11 +1096,11 @@ static void test_devices_and_ends(void)
     OK(diffusion_parameter_write(broken, DIFFUSION_WEIGHTS_TRAINED, "conv_norm_out.weight", scale, 8));
     OK(diffusion_parameter_write(broken, DIFFUSION_WEIGHTS_TRAINED, "conv_out.bias", bias, TINY_CHANNELS));
     REFUSED(diffusion_sample(broken, 1, 0, o.out, TINY_IMAGE), DIFFUSION_ERROR_NON_FINITE, NULL, NULL, NULL);
-    REFUSED(diffusion_sample_ddim(broken, 2, 3, 0, 0, o.out, 2 * TINY_IMAGE), DIFFUSION_ERROR_NON_FINITE, NULL, NULL,
-            NULL);
+    REFUSED(diffusion_sample_ddim(broken, 2, 3, 0, 0, o.out, 2 * TINY_IMAGE), DIFFUSION_ERROR_NON_FINITE,
+            NULL, NULL, NULL);
     OK(diffusion_parameter_read(broken, 0, "conv_in.weight", before, CONV_IN));
-    REFUSED(diffusion_train_step(broken, images, TINY_IMAGE, 1, &o.loss), DIFFUSION_ERROR_NON_FINITE, "loss", NULL,
-            NULL);
+    REFUSED(diffusion_train_step(broken, images, TINY_IMAGE, 1, &o.loss), DIFFUSION_ERROR_NON_FINITE, "loss",
+            NULL, NULL);
     OK(diffusion_parameter_read(broken, 0, "conv_in.weight", after, CONV_IN));
     CHECK(same_bits(before, after, CONV_IN * 4));
     OK(diffusion_get_step_count(broken, &steps));
@@ -1031,11 +1111,11 @@ static void test_devices_and_ends(void)
     free(after);
 }
 
-/* ------------------------------------------------------------------------------------------------------------------ */
+/* ------------------------------------------------------------------------------------------------------------------
+ */
 
 /* Bytes of address space that this program uses. */
-static size_t address_space(void)
-{
+static size_t address_space(void) {
     unsigned long pages = 0;
     FILE *file = fopen("/proc/self/statm", "r");
     if (file == NULL || fscanf(file, "%lu", &pages) != 1) {
@@ -1046,8 +1126,7 @@ static size_t address_space(void)
     return (size_t)pages * (size_t)sysconf(_SC_PAGESIZE);
 }
 
-static void limit_memory(size_t more)
-{
+static void limit_memory(size_t more) {
     struct rlimit limit;
     limit.rlim_cur = limit.rlim_max = RLIM_INFINITY;
     getrlimit(RLIMIT_AS, &limit);
@@ -1056,8 +1135,7 @@ static void limit_memory(size_t more)
 }
 
 /* In a program of its own: memory ends, the library reports it and works on when there is memory again. */
-static int memory_program(void)
-{
+static int memory_program(void) {
     diffusion_config config = tiny_config(), large = tiny_config(), wide = tiny_config();
     diffusion_process *mine = must_create(&config), *big, *none = NULL;
     size_t big_image = (size_t)1024 * 1024, batch = 64, n = batch * big_image, i;
@@ -1065,7 +1143,8 @@ static int memory_program(void)
     float *in, *noisy, *noise, out[TINY_IMAGE];
     int32_t got;
     alarm(300);
-    CHECK(diffusion_sample_ddim(mine, 1, 2, 0, 0, out, TINY_IMAGE) == DIFFUSION_OK); /* threads are made by now */
+    CHECK(diffusion_sample_ddim(mine, 1, 2, 0, 0, out, TINY_IMAGE) ==
+          DIFFUSION_OK); /* threads are made by now */
     /* Weights of 8192 x 8192 x 3 x 3: 2.4 GB a tensor. */
     for (i = 0; i < 2; i++) {
         wide.hidden_dims[i] = 8192;
@@ -1090,7 +1169,8 @@ static int memory_program(void)
         times[i] = 0;
     }
     limit_memory((size_t)100 << 20);
-    CHECK_STATUS(diffusion_add_noise(big, in, n, times, batch, 0, noisy, n, noise, n), DIFFUSION_ERROR_OUT_OF_MEMORY);
+    CHECK_STATUS(diffusion_add_noise(big, in, n, times, batch, 0, noisy, n, noise, n),
+                 DIFFUSION_ERROR_OUT_OF_MEMORY);
     CHECK_STATUS(diffusion_predict_noise(big, in, n, times, batch, noisy, n), DIFFUSION_ERROR_OUT_OF_MEMORY);
     CHECK_STATUS(diffusion_train_step(big, in, n, batch, NULL), DIFFUSION_ERROR_OUT_OF_MEMORY);
     CHECK_STATUS(diffusion_sample_ddim(big, batch, 2, 0, 0, noisy, n), DIFFUSION_ERROR_OUT_OF_MEMORY);
@@ -1104,8 +1184,7 @@ static int memory_program(void)
 }
 
 /* In a program of its own, whose output is looked at: the library never prints, whatever goes wrong. */
-static int silent_program(void)
-{
+static int silent_program(void) {
     diffusion_config config = tiny_config();
     diffusion_process *mine = NULL, *none = NULL;
     diffusion_sample_params params = sample_params(1, 3, 0);
@@ -1141,8 +1220,7 @@ static int silent_program(void)
     return diffusion_destroy(mine) != DIFFUSION_OK;
 }
 
-static void test_programs_of_their_own(void)
-{
+static void test_programs_of_their_own(void) {
     char path[300];
     unsigned char *content;
     size_t bytes;
@@ -1160,22 +1238,21 @@ static void test_programs_of_their_own(void)
 }
 
 /* The host's own: signal handlers and the working folder. */
-static void test_host_untouched(void (*before[])(int), const char *cwd)
-{
+static void test_host_untouched(void (*before[])(int), const char *cwd) {
     char now[1024];
     int i;
     SECTION("what is the host's is untouched");
     for (i = 1; i < 32; i++) {
         struct sigaction action;
         if (sigaction(i, NULL, &action) == 0) {
-            check_that(action.sa_handler == before[i], __FILE__, __LINE__, "the handler of signal %d has changed", i);
+            check_that(action.sa_handler == before[i], __FILE__, __LINE__,
+                       "the handler of signal %d has changed", i);
         }
     }
     CHECK(getcwd(now, sizeof now) != NULL && strcmp(now, cwd) == 0);
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     void (*handlers[32])(int);
     char cwd[1024];
     int i;

@@ -1,8 +1,8 @@
 /*
- * Jobs, threads and ends: submitted jobs in every order of calls, callbacks that use and destroy what they are called
- * from, timeouts, cancelling one of many, destroying under load, fork, tiny stacks, and nothing left after 200
- * processes. No check depends on how fast the machine is: where something must be under way, a callback or a state
- * says so, and a job that must not end by itself has more steps than a day.
+ * Jobs, threads and ends: submitted jobs in every order of calls, callbacks that use and destroy what they
+ * are called from, timeouts, cancelling one of many, destroying under load, fork, tiny stacks, and nothing
+ * left after 200 processes. No check depends on how fast the machine is: where something must be under way, a
+ * callback or a state says so, and a job that must not end by itself has more steps than a day.
  */
 #include "check.h"
 
@@ -19,32 +19,28 @@ static float reference[8 * N];     /* its images of seed 77, by DDIM in 10 steps
 /* A process whose jobs of LONG images take hours: what waits for them is waiting. */
 enum { LONG = 20000 };
 
-static diffusion_config slow_config(void)
-{
+static diffusion_config slow_config(void) {
     diffusion_config config = tiny_config();
     config.noise_steps = 1000;
     config.max_batch = 8;
     return config;
 }
 
-static diffusion_job *submit(diffusion_process *to, size_t images, int32_t steps, uint64_t seed)
-{
+static diffusion_job *submit(diffusion_process *to, size_t images, int32_t steps, uint64_t seed) {
     diffusion_sample_params params = sample_params(images, steps, seed);
     diffusion_job *job = NULL;
     OK(diffusion_sample_submit(to, &params, &job));
     return job;
 }
 
-static int32_t state_of(diffusion_job *job)
-{
+static int32_t state_of(diffusion_job *job) {
     int32_t state = -1;
     OK(diffusion_job_poll(job, &state));
     return state;
 }
 
 /* Waits until some denoising step of the job is done. */
-static void until_running(diffusion_job *job)
-{
+static void until_running(diffusion_job *job) {
     uint64_t done = 0, total = 0;
     while (diffusion_job_progress(job, &done, &total) == DIFFUSION_OK && done == 0) {
         usleep(1000);
@@ -52,10 +48,10 @@ static void until_running(diffusion_job *job)
     CHECK(done > 0 && done <= total);
 }
 
-/* ------------------------------------------------------------------------------------------------------------------ */
+/* ------------------------------------------------------------------------------------------------------------------
+ */
 
-static void test_life(void)
-{
+static void test_life(void) {
     diffusion_process *slow;
     diffusion_config config = slow_config();
     diffusion_job *job, *second;
@@ -107,7 +103,8 @@ static void test_life(void)
     CHECK_STATUS(diffusion_job_fetch(job, out, sizeof out), DIFFUSION_ERROR_BUFFER_SIZE);
     {
         size_t bytes = (size_t)LONG * N * sizeof(float);
-        char *large = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        char *large =
+            mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         CHECK_STATUS(diffusion_job_fetch(job, large, bytes), DIFFUSION_ERROR_INVALID_ARGUMENT);
         check_message(__FILE__, __LINE__, "fetch before the end", "job", NULL, NULL);
         CHECK(large[0] == 0 && large[bytes - 1] == 0);
@@ -127,7 +124,8 @@ static void test_life(void)
     }
     CHECK(same_bits(out, canary, sizeof out));
 
-    /* A job behind a long one is computed with it, not after it; so is all else that does not change weights. */
+    /* A job behind a long one is computed with it, not after it; so is all else that does not change weights.
+     */
     job = submit(slow, LONG, 1000, 1);
     until_running(job);
     second = submit(slow, 2, 3, 1);
@@ -158,22 +156,22 @@ static void test_life(void)
     OK(diffusion_destroy(slow));
 }
 
-/* ------------------------------------------------------------------------------------------------------------------ */
+/* ------------------------------------------------------------------------------------------------------------------
+ */
 
 typedef struct seen {
     pthread_t thread;
     uint64_t last, total, calls;
     int monotone, right_thread;
-    uint64_t stop_after;       /* calls; 0: never */
-    int32_t answer;            /* what stops */
+    uint64_t stop_after; /* calls; 0: never */
+    int32_t answer;      /* what stops */
     diffusion_process *process;
     diffusion_job *job;
     int action;
     int32_t status;
 } seen;
 
-static int32_t watch(uint64_t done, uint64_t total, void *user)
-{
+static int32_t watch(uint64_t done, uint64_t total, void *user) {
     seen *s = user;
     s->right_thread = s->right_thread && pthread_equal(s->thread, pthread_self());
     s->monotone = s->monotone && done >= s->last && done <= total && (s->calls == 0 || total == s->total);
@@ -183,8 +181,7 @@ static int32_t watch(uint64_t done, uint64_t total, void *user)
     return s->stop_after != 0 && s->calls >= s->stop_after ? s->answer : 0;
 }
 
-static seen start_watching(void)
-{
+static seen start_watching(void) {
     seen s;
     memset(&s, 0, sizeof s);
     s.thread = pthread_self();
@@ -192,8 +189,7 @@ static seen start_watching(void)
     return s;
 }
 
-static void test_progress(void)
-{
+static void test_progress(void) {
     static const int32_t answers[] = {1, -1, INT32_MAX, INT32_MIN, 256};
     static const uint64_t evaluations[] = {10, 10, 10, 10, 10, 10, 0};
     diffusion_sample_params params = sample_params(3, 10, 77);
@@ -229,7 +225,8 @@ static void test_progress(void)
         s = start_watching();
         s.stop_after = 1 + i;
         s.answer = answers[i];
-        CHECK_STATUS(diffusion_sample_with(process, &params, out, 3 * N * sizeof(float)), DIFFUSION_ERROR_CANCELLED);
+        CHECK_STATUS(diffusion_sample_with(process, &params, out, 3 * N * sizeof(float)),
+                     DIFFUSION_ERROR_CANCELLED);
         CHECK_INT(s.calls, ==, 1 + i); /* not called again */
         CHECK(same_bits(out, canary, sizeof out));
     }
@@ -257,58 +254,57 @@ static void test_progress(void)
     }
 }
 
-/* ------------------------------------------------------------------------------------------------------------------ */
+/* ------------------------------------------------------------------------------------------------------------------
+ */
 
 enum { NEST, DESTROY_PROCESS, CANCEL_PROCESS, CANCEL_JOB, DESTROY_JOB, ACTIONS };
 
 /* Uses, and ends, what it is called from. */
-static int32_t act(uint64_t done, uint64_t total, void *user)
-{
+static int32_t act(uint64_t done, uint64_t total, void *user) {
     seen *s = user;
     int32_t answer = watch(done, total, user);
     if (s->calls != 1) {
         return answer;
     }
     switch (s->action) {
-    case NEST: {
-        float out[2 * N], noise[N];
-        int64_t timestep = 3;
-        uint64_t steps;
-        diffusion_job *job = NULL;
-        diffusion_sample_params params = sample_params(1, 10, 77);
-        seen inner = start_watching();
-        params.progress = watch;
-        params.user_data = &inner;
-        OK(diffusion_get_step_count(s->process, &steps));
-        OK(diffusion_add_noise(s->process, reference, N, &timestep, 1, 0, out, N, noise, N));
-        OK(diffusion_predict_noise(s->process, reference, N, &timestep, 1, out, N));
-        OK(diffusion_sample_with(s->process, &params, out, N * sizeof(float)));
-        CHECK_BELOW(max_difference(out, reference, N), 1e-4);
-        CHECK(inner.calls > 0);
-        OK(diffusion_sample_submit(s->process, &params, &job));
-        OK(diffusion_job_wait(job, -1));
-        OK(diffusion_job_destroy(job));
-        s->status = DIFFUSION_OK;
-        break;
-    }
-    case DESTROY_PROCESS:
-        s->status = diffusion_destroy(s->process);
-        break;
-    case CANCEL_PROCESS:
-        s->status = diffusion_cancel(s->process);
-        break;
-    case CANCEL_JOB:
-        s->status = diffusion_job_cancel(s->job);
-        break;
-    default:
-        s->status = diffusion_job_destroy(s->job);
-        break;
+        case NEST: {
+            float out[2 * N], noise[N];
+            int64_t timestep = 3;
+            uint64_t steps;
+            diffusion_job *job = NULL;
+            diffusion_sample_params params = sample_params(1, 10, 77);
+            seen inner = start_watching();
+            params.progress = watch;
+            params.user_data = &inner;
+            OK(diffusion_get_step_count(s->process, &steps));
+            OK(diffusion_add_noise(s->process, reference, N, &timestep, 1, 0, out, N, noise, N));
+            OK(diffusion_predict_noise(s->process, reference, N, &timestep, 1, out, N));
+            OK(diffusion_sample_with(s->process, &params, out, N * sizeof(float)));
+            CHECK_BELOW(max_difference(out, reference, N), 1e-4);
+            CHECK(inner.calls > 0);
+            OK(diffusion_sample_submit(s->process, &params, &job));
+            OK(diffusion_job_wait(job, -1));
+            OK(diffusion_job_destroy(job));
+            s->status = DIFFUSION_OK;
+            break;
+        }
+        case DESTROY_PROCESS:
+            s->status = diffusion_destroy(s->process);
+            break;
+        case CANCEL_PROCESS:
+            s->status = diffusion_cancel(s->process);
+            break;
+        case CANCEL_JOB:
+            s->status = diffusion_job_cancel(s->job);
+            break;
+        default:
+            s->status = diffusion_job_destroy(s->job);
+            break;
     }
     return answer;
 }
 
-static void test_callbacks_that_act(void)
-{
+static void test_callbacks_that_act(void) {
     diffusion_config config = slow_config();
     float out[8 * N], canary[8 * N];
     int action, blocking;
@@ -332,8 +328,9 @@ static void test_callbacks_that_act(void)
             params.user_data = &s;
             memcpy(out, canary, sizeof out);
             if (blocking) {
-                float *to = action == NEST ? out : mmap(NULL, images * N * 4, PROT_READ | PROT_WRITE,
-                                                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+                float *to = action == NEST ? out
+                                           : mmap(NULL, images * N * 4, PROT_READ | PROT_WRITE,
+                                                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
                 ended = diffusion_sample_with(s.process, &params, to, images * N * sizeof(float));
                 if (action != NEST) {
                     CHECK(to[0] == 0);
@@ -343,10 +340,12 @@ static void test_callbacks_that_act(void)
                 OK(diffusion_sample_submit(s.process, &params, &s.job));
                 ended = diffusion_job_wait(s.job, -1);
             }
-            check_that(ended == (action == NEST ? DIFFUSION_OK : DIFFUSION_ERROR_CANCELLED), __FILE__, __LINE__,
-                       "action %d, blocking %d: ended as %s", action, blocking, diffusion_status_string(ended));
-            check_that(s.status == DIFFUSION_OK, __FILE__, __LINE__, "action %d, blocking %d: the call in it was %s",
-                       action, blocking, diffusion_status_string(s.status));
+            check_that(ended == (action == NEST ? DIFFUSION_OK : DIFFUSION_ERROR_CANCELLED), __FILE__,
+                       __LINE__, "action %d, blocking %d: ended as %s", action, blocking,
+                       diffusion_status_string(ended));
+            check_that(s.status == DIFFUSION_OK, __FILE__, __LINE__,
+                       "action %d, blocking %d: the call in it was %s", action, blocking,
+                       diffusion_status_string(s.status));
             if (!blocking && action != DESTROY_JOB) {
                 CHECK_INT(state_of(s.job), ==, action == NEST ? DIFFUSION_JOB_DONE : DIFFUSION_JOB_CANCELLED);
                 OK(diffusion_job_destroy(s.job));
@@ -363,10 +362,10 @@ static void test_callbacks_that_act(void)
     }
 }
 
-/* ------------------------------------------------------------------------------------------------------------------ */
+/* ------------------------------------------------------------------------------------------------------------------
+ */
 
-static void test_timeouts(void)
-{
+static void test_timeouts(void) {
     diffusion_config config = slow_config();
     diffusion_process *slow = must_create(&config);
     diffusion_sample_params params = sample_params(LONG, 1000, 1);
@@ -399,10 +398,10 @@ static void test_timeouts(void)
     munmap(out, bytes);
 }
 
-/* ------------------------------------------------------------------------------------------------------------------ */
+/* ------------------------------------------------------------------------------------------------------------------
+ */
 
-static void test_merged(void)
-{
+static void test_merged(void) {
     enum { JOBS = 9 };
     diffusion_job *jobs[JOBS], *late, *endless;
     diffusion_config config = slow_config();
@@ -436,7 +435,8 @@ static void test_merged(void)
         } else if (check_status(ended, DIFFUSION_OK, __FILE__, __LINE__, "a merged job")) {
             OK(diffusion_job_fetch(jobs[i], out, n * N * sizeof(float)));
             check_that(max_difference(out, i % 3 == 2 ? ddpm : lone, n * N) < 1e-4, __FILE__, __LINE__,
-                       "job %d of %d: off by %g", (int)i, JOBS, max_difference(out, i % 3 == 2 ? ddpm : lone, n * N));
+                       "job %d of %d: off by %g", (int)i, JOBS,
+                       max_difference(out, i % 3 == 2 ? ddpm : lone, n * N));
         }
         OK(diffusion_job_destroy(jobs[i]));
     }
@@ -456,8 +456,7 @@ typedef struct blocked {
 } blocked;
 
 /* More jobs and more processes at once than anyone plans for. */
-static void test_many(void)
-{
+static void test_many(void) {
     enum { JOBS = 3000, PROCESSES = 24 };
     static diffusion_job *jobs[JOBS];
     diffusion_process *processes[PROCESSES];
@@ -506,8 +505,7 @@ typedef struct meter {
     int known;
 } meter;
 
-static int32_t measure(uint64_t done, uint64_t total, void *user)
-{
+static int32_t measure(uint64_t done, uint64_t total, void *user) {
     meter *m = user;
     size_t i, known = 0;
     m->alone = m->alone && __sync_add_and_fetch(&m->inside, 1) == 1;
@@ -525,8 +523,7 @@ static int32_t measure(uint64_t done, uint64_t total, void *user)
     return 0;
 }
 
-static void *wait_once(void *user)
-{
+static void *wait_once(void *user) {
     waiter *w = user;
     pthread_mutex_lock(&check_lock); /* until all threads are known */
     pthread_mutex_unlock(&check_lock);
@@ -534,8 +531,7 @@ static void *wait_once(void *user)
     return NULL;
 }
 
-static void test_several_waiters(void)
-{
+static void test_several_waiters(void) {
     enum { WAITERS = 5 };
     waiter waiters[WAITERS];
     meter m;
@@ -570,16 +566,14 @@ static void test_several_waiters(void)
 }
 
 /* A training step that waits behind a job and is cancelled has changed nothing; one that was not has. */
-static void *train_once(void *user)
-{
+static void *train_once(void *user) {
     blocked *b = user;
     __sync_lock_test_and_set(&b->started, 1);
     b->status = diffusion_train_step(b->process, reference, N, 1, NULL);
     return NULL;
 }
 
-static void test_cancelled_training(void)
-{
+static void test_cancelled_training(void) {
     diffusion_config config = slow_config();
     diffusion_process *slow = must_create(&config);
     uint64_t taken = 0, steps = 0;
@@ -608,8 +602,7 @@ static void test_cancelled_training(void)
 }
 
 /* Training is a barrier: a job submitted before sees the old weights, one submitted after it the new ones. */
-static void test_barrier(void)
-{
+static void test_barrier(void) {
     diffusion_config config = tiny_config();
     diffusion_process *a, *b;
     diffusion_job *before, *after;
@@ -639,22 +632,20 @@ static void test_barrier(void)
     OK(diffusion_destroy(b));
 }
 
-/* ------------------------------------------------------------------------------------------------------------------ */
+/* ------------------------------------------------------------------------------------------------------------------
+ */
 
-static void *wait_for(void *job)
-{
+static void *wait_for(void *job) {
     return (void *)(intptr_t)diffusion_job_wait(job, -1);
 }
 
-static int32_t mark_started(uint64_t done, uint64_t total, void *user)
-{
+static int32_t mark_started(uint64_t done, uint64_t total, void *user) {
     (void)done, (void)total;
     __sync_lock_test_and_set(&((blocked *)user)->started, 1);
     return 0;
 }
 
-static void *sample_for_ever(void *user)
-{
+static void *sample_for_ever(void *user) {
     blocked *b = user;
     size_t bytes = (size_t)LONG * N * sizeof(float);
     char *out = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -667,8 +658,7 @@ static void *sample_for_ever(void *user)
     return NULL;
 }
 
-static void test_ending_under_load(void)
-{
+static void test_ending_under_load(void) {
     enum { BLOCKED = 4, JOBS = 5 };
     int destroy;
     SECTION("diffusion_cancel and diffusion_destroy with calls, jobs and waiters under way");
@@ -697,7 +687,8 @@ static void test_ending_under_load(void)
         if (destroy) {
             OK(diffusion_destroy(slow));
         } else {
-            /* A call that has not begun when cancel comes is not cancelled by it: go on until all have ended. */
+            /* A call that has not begun when cancel comes is not cancelled by it: go on until all have ended.
+             */
             for (i = 0; i < BLOCKED; i++) {
                 while (!__sync_fetch_and_add(&calls[i].started, 0)) {
                     usleep(1000);
@@ -709,7 +700,8 @@ static void test_ending_under_load(void)
             pthread_join(calls[i].thread, NULL);
             check_that(calls[i].status == DIFFUSION_ERROR_CANCELLED ||
                            (destroy && calls[i].status == DIFFUSION_ERROR_INVALID_HANDLE),
-                       __FILE__, __LINE__, "a blocking call ended as %s", diffusion_status_string(calls[i].status));
+                       __FILE__, __LINE__, "a blocking call ended as %s",
+                       diffusion_status_string(calls[i].status));
         }
         for (i = 0; i < JOBS; i++) {
             void *ended;
@@ -737,8 +729,7 @@ static void test_ending_under_load(void)
 }
 
 /* Calls of every kind until the handle ends; nothing but these three answers. */
-static void *hammer(void *user)
-{
+static void *hammer(void *user) {
     blocked *b = user;
     float image[N], out[N], noise[N];
     int64_t timestep = 2;
@@ -750,35 +741,35 @@ static void *hammer(void *user)
         diffusion_job *job = NULL;
         int32_t status;
         switch (round % 6) {
-        case 0:
-            status = diffusion_get_step_count(b->process, &steps);
-            break;
-        case 1:
-            status = diffusion_add_noise(b->process, image, N, &timestep, 1, 0, out, N, noise, N);
-            break;
-        case 2:
-            status = diffusion_train_step(b->process, image, N, 1, NULL);
-            break;
-        case 3:
-            status = diffusion_sample_ddim(b->process, 1, 2, 0, 0, out, N);
-            break;
-        case 4:
-            status = diffusion_sample_submit(b->process, &params, &job);
-            if (status == DIFFUSION_OK) {
-                int32_t ended = diffusion_job_wait(job, -1);
-                CHECK(ended == DIFFUSION_OK || ended == DIFFUSION_ERROR_CANCELLED);
-                CHECK_STATUS(diffusion_job_destroy(job), DIFFUSION_OK);
-            }
-            break;
-        default:
-            status = diffusion_parameter_read(b->process, 0, "conv_out.bias", out, TINY_CHANNELS);
-            break;
+            case 0:
+                status = diffusion_get_step_count(b->process, &steps);
+                break;
+            case 1:
+                status = diffusion_add_noise(b->process, image, N, &timestep, 1, 0, out, N, noise, N);
+                break;
+            case 2:
+                status = diffusion_train_step(b->process, image, N, 1, NULL);
+                break;
+            case 3:
+                status = diffusion_sample_ddim(b->process, 1, 2, 0, 0, out, N);
+                break;
+            case 4:
+                status = diffusion_sample_submit(b->process, &params, &job);
+                if (status == DIFFUSION_OK) {
+                    int32_t ended = diffusion_job_wait(job, -1);
+                    CHECK(ended == DIFFUSION_OK || ended == DIFFUSION_ERROR_CANCELLED);
+                    CHECK_STATUS(diffusion_job_destroy(job), DIFFUSION_OK);
+                }
+                break;
+            default:
+                status = diffusion_parameter_read(b->process, 0, "conv_out.bias", out, TINY_CHANNELS);
+                break;
         }
         __sync_lock_test_and_set(&b->started, 1);
         if (status != DIFFUSION_OK) {
-            check_that(status == DIFFUSION_ERROR_INVALID_HANDLE || status == DIFFUSION_ERROR_CANCELLED, __FILE__, __LINE__,
-                       "call %d of a process being destroyed: %s: %s", round % 6, diffusion_status_string(status),
-                       diffusion_last_error_message());
+            check_that(status == DIFFUSION_ERROR_INVALID_HANDLE || status == DIFFUSION_ERROR_CANCELLED,
+                       __FILE__, __LINE__, "call %d of a process being destroyed: %s: %s", round % 6,
+                       diffusion_status_string(status), diffusion_last_error_message());
             if (status == DIFFUSION_ERROR_INVALID_HANDLE) {
                 return NULL;
             }
@@ -786,13 +777,11 @@ static void *hammer(void *user)
     }
 }
 
-static void *destroy_it(void *handle)
-{
+static void *destroy_it(void *handle) {
     return (void *)(intptr_t)diffusion_destroy(handle);
 }
 
-static void test_destroy_races(void)
-{
+static void test_destroy_races(void) {
     enum { THREADS = 6, ENDERS = 3 };
     int round, i;
     SECTION("destroyed by several threads while others call it");
@@ -826,20 +815,19 @@ static void test_destroy_races(void)
     }
 }
 
-/* ------------------------------------------------------------------------------------------------------------------ */
+/* ------------------------------------------------------------------------------------------------------------------
+ */
 
 enum { CROWD = 64 };
 static float crowd[CROWD * N];
 
-static void *one_image(void *which)
-{
+static void *one_image(void *which) {
     uint64_t i = (uint64_t)(uintptr_t)which;
     CHECK_STATUS(diffusion_sample_ddim(process, 1, 10, 0, 1000 + i, crowd + i * N, N), DIFFUSION_OK);
     return NULL;
 }
 
-static void test_crowd(void)
-{
+static void test_crowd(void) {
     pthread_t threads[CROWD];
     static float at_once[CROWD * N];
     uint64_t seeds[CROWD];
@@ -863,7 +851,8 @@ static void test_crowd(void)
     }
 }
 
-/* ------------------------------------------------------------------------------------------------------------------ */
+/* ------------------------------------------------------------------------------------------------------------------
+ */
 
 typedef struct log_seen {
     diffusion_process *process;
@@ -873,8 +862,7 @@ typedef struct log_seen {
     char message[512];
 } log_seen;
 
-static void on_log(int32_t level, const char *message, void *user)
-{
+static void on_log(int32_t level, const char *message, void *user) {
     log_seen *l = user;
     uint64_t steps;
     l->calls++;
@@ -890,8 +878,7 @@ static void on_log(int32_t level, const char *message, void *user)
     l->saved = diffusion_destroy(l->process);
 }
 
-static void test_log(void)
-{
+static void test_log(void) {
     diffusion_config config = tiny_config();
     diffusion_process *noisy, *clean;
     float table[TINY_STEPS];
@@ -910,7 +897,9 @@ static void test_log(void)
     CHECK_INT(l.warnings, ==, 1);
     CHECK(l.right_thread);
     snprintf(figure, sizeof figure, "%.2f", floor(table[TINY_STEPS - 1] * 100) / 100);
-    check_that(strstr(l.message, figure) != NULL || strstr(l.message, (snprintf(figure, sizeof figure, "%.2f", table[TINY_STEPS - 1]), figure)) != NULL,
+    check_that(strstr(l.message, figure) != NULL ||
+                   strstr(l.message,
+                          (snprintf(figure, sizeof figure, "%.2f", table[TINY_STEPS - 1]), figure)) != NULL,
                __FILE__, __LINE__, "the warning does not say %s: %s", figure, l.message);
     CHECK_STATUS(l.reentrant, DIFFUSION_ERROR_INVALID_ARGUMENT);
     CHECK_STATUS(l.saved, DIFFUSION_ERROR_INVALID_ARGUMENT);
@@ -931,10 +920,10 @@ static void test_log(void)
     OK(diffusion_destroy(clean));
 }
 
-/* ------------------------------------------------------------------------------------------------------------------ */
+/* ------------------------------------------------------------------------------------------------------------------
+ */
 
-static long entries(const char *folder)
-{
+static long entries(const char *folder) {
     long count = 0;
     DIR *dir = opendir(folder);
     while (dir != NULL && readdir(dir) != NULL) {
@@ -946,8 +935,7 @@ static long entries(const char *folder)
     return count;
 }
 
-static long resident(void)
-{
+static long resident(void) {
     long pages = 0;
     FILE *file = fopen("/proc/self/statm", "r");
     if (file == NULL || fscanf(file, "%*d %ld", &pages) != 1) {
@@ -958,8 +946,7 @@ static long resident(void)
 }
 
 /* Threads end a moment after they were joined, in the kernel's own time: wait for it, but not for ever. */
-static long threads_at_most(long most)
-{
+static long threads_at_most(long most) {
     long now = 0;
     int i;
     for (i = 0; i < 3000 && (now = entries("/proc/self/task")) > most; i++) {
@@ -968,8 +955,7 @@ static long threads_at_most(long most)
     return now;
 }
 
-static void one_life(int round)
-{
+static void one_life(int round) {
     diffusion_config config = tiny_config();
     diffusion_process *p;
     diffusion_job *job;
@@ -993,8 +979,7 @@ static void one_life(int round)
     CHECK(diffusion_train_step(p, image, N, 1, NULL) == DIFFUSION_ERROR_INVALID_HANDLE);
 }
 
-static void test_no_growth(void)
-{
+static void test_no_growth(void) {
     long memory, threads, files, after;
     int i;
     SECTION("200 processes: no memory, thread or file more than after 30");
@@ -1015,10 +1000,10 @@ static void test_no_growth(void)
     CHECK_INT(after - memory, <, 12 * 1024);
 }
 
-/* ------------------------------------------------------------------------------------------------------------------ */
+/* ------------------------------------------------------------------------------------------------------------------
+ */
 
-static void *on_small_stack(void *user)
-{
+static void *on_small_stack(void *user) {
     /* Buffers outside the stack, no stdio: the 16 KB are the library's. */
     static float image[N], out[2 * N], noise[N];
     static diffusion_config config;
@@ -1057,13 +1042,11 @@ static void *on_small_stack(void *user)
 }
 
 /* What the system takes of a thread's stack for itself and all libraries' thread-local variables. */
-static void *do_nothing(void *unused)
-{
+static void *do_nothing(void *unused) {
     return unused;
 }
 
-static size_t reserved_stack(void)
-{
+static size_t reserved_stack(void) {
     size_t size;
     for (size = 16 * 1024; size < 4 * 1024 * 1024; size += 4096) {
         pthread_attr_t attributes;
@@ -1078,8 +1061,7 @@ static size_t reserved_stack(void)
     return size;
 }
 
-static void test_small_stack(void)
-{
+static void test_small_stack(void) {
     static const size_t sizes[] = {64 * 1024, 16 * 1024};
     size_t k, reserved = reserved_stack();
     SECTION("threads with stacks of 64 and 16 KB beyond what the system needs");
@@ -1091,8 +1073,8 @@ static void test_small_stack(void)
         pthread_attr_init(&attributes);
         CHECK_INT(pthread_attr_setstacksize(&attributes, reserved + sizes[k]), ==, 0);
         error = pthread_create(&thread, &attributes, on_small_stack, status);
-        if (!check_that(error == 0, __FILE__, __LINE__, "a thread with %zu bytes of stack: %s", reserved + sizes[k],
-                        strerror(error))) {
+        if (!check_that(error == 0, __FILE__, __LINE__, "a thread with %zu bytes of stack: %s",
+                        reserved + sizes[k], strerror(error))) {
             continue;
         }
         pthread_join(thread, NULL);
@@ -1104,11 +1086,12 @@ static void test_small_stack(void)
     }
 }
 
-/* ------------------------------------------------------------------------------------------------------------------ */
+/* ------------------------------------------------------------------------------------------------------------------
+ */
 
-/* The exit code says what went wrong; nothing of stdio, whose locks another thread may have held at the fork. */
-static int in_child(diffusion_process *p, diffusion_job *job, const diffusion_config *config)
-{
+/* The exit code says what went wrong; nothing of stdio, whose locks another thread may have held at the fork.
+ */
+static int in_child(diffusion_process *p, diffusion_job *job, const diffusion_config *config) {
     static float image[N], out[N], noise[N];
     diffusion_process *mine = NULL;
     int64_t timestep = 1;
@@ -1121,7 +1104,8 @@ static int in_child(diffusion_process *p, diffusion_job *job, const diffusion_co
     if (diffusion_last_error_message()[0] == 0) {
         return 11;
     }
-    if (diffusion_add_noise(p, image, N, &timestep, 1, 0, out, N, noise, N) != DIFFUSION_ERROR_INVALID_HANDLE) {
+    if (diffusion_add_noise(p, image, N, &timestep, 1, 0, out, N, noise, N) !=
+        DIFFUSION_ERROR_INVALID_HANDLE) {
         return 12;
     }
     if (diffusion_sample(p, 1, 0, out, N) != DIFFUSION_ERROR_INVALID_HANDLE) {
@@ -1148,8 +1132,7 @@ static int in_child(diffusion_process *p, diffusion_job *job, const diffusion_co
     return 0;
 }
 
-static void test_fork(void)
-{
+static void test_fork(void) {
     diffusion_config config = slow_config();
     diffusion_process *slow = must_create(&config);
     diffusion_job *job;
@@ -1183,8 +1166,7 @@ static void test_fork(void)
 }
 
 /* A server that forks its workers before the first call: the library works in each of them. */
-static void test_fork_before_use(void)
-{
+static void test_fork_before_use(void) {
     int status = -1;
     pid_t child;
     SECTION("fork before the first call: the child is a program like any other");
@@ -1209,8 +1191,7 @@ static void test_fork_before_use(void)
 }
 
 /* main ends while a process computes and a job is under way: no crash, no hang. */
-static int exit_program(void)
-{
+static int exit_program(void) {
     diffusion_config config = slow_config();
     diffusion_process *slow = must_create(&config);
     diffusion_job *job = submit(slow, LONG, 1000, 1);
@@ -1219,8 +1200,7 @@ static int exit_program(void)
     return check_failed != 0;
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     diffusion_config config;
     int round;
     if (argc > 1 && strcmp(argv[1], "exit") == 0) {

@@ -1,7 +1,7 @@
 /*
- * The layout that was released: where every field of every struct lies and how large it is, on machines with 64-bit
- * pointers. A program compiled years ago relies on it. A new field is added at an end (and here, with a new size);
- * nothing in this file ever changes otherwise. Nothing to run: a difference does not compile.
+ * The layout that was released: where every field of every struct lies and how large it is, on machines with
+ * 64-bit pointers. A program compiled years ago relies on it. A new field is added at an end (and here, with
+ * a new size); nothing in this file ever changes otherwise. Nothing to run: a difference does not compile.
  */
 #include <stddef.h>
 #include <stdint.h>
@@ -13,7 +13,7 @@
 /* C99 has no static assertion: an array of negative length is its error. */
 #define HOLDS(condition) typedef char NAMED(__LINE__)[(condition) ? 1 : -1]
 #define SIZE(type, bytes) HOLDS(sizeof(type) == (bytes))
-#define FIELD(type, field, offset, bytes)                                                                               \
+#define FIELD(type, field, offset, bytes) \
     HOLDS(offsetof(type, field) == (offset) && sizeof(((type *)0)->field) == (bytes))
 
 #if UINTPTR_MAX == UINT64_MAX

@@ -1,7 +1,8 @@
 /*
- * The numbers: schedules against their formulas in double precision, add_noise against its own, the noise against the
- * normal distribution, the samplers against their papers' update written out here with predict_noise as the network,
- * and the rules of randomness: image i depends on (seed, i) and on nothing else.
+ * The numbers: schedules against their formulas in double precision, add_noise against its own, the noise
+ * against the normal distribution, the samplers against their papers' update written out here with
+ * predict_noise as the network, and the rules of randomness: image i depends on (seed, i) and on nothing
+ * else.
  */
 #include "check.h"
 
@@ -13,7 +14,8 @@
 /* Two computations of the same image in batches of different sizes: other kernels, the same mathematics. */
 #define SAME_IMAGE 1e-4
 
-/* ------------------------------------------------------------------------------------------------- schedules --- */
+/* ------------------------------------------------------------------------------------------------- schedules
+ * --- */
 
 typedef struct schedule {
     int32_t kind, prediction;
@@ -22,36 +24,36 @@ typedef struct schedule {
 } schedule;
 
 /* beta[steps] by the formulas of the papers. */
-static void expected_betas(const schedule *s, double *beta)
-{
+static void expected_betas(const schedule *s, double *beta) {
     int t, n = s->steps;
     for (t = 0; t < n; t++) {
         double u = n > 1 ? (double)t / (n - 1) : 0;
-        double a = cos(((double)t / n + 0.008) / 1.008 * PI / 2), b = cos(((double)(t + 1) / n + 0.008) / 1.008 * PI / 2);
+        double a = cos(((double)t / n + 0.008) / 1.008 * PI / 2),
+               b = cos(((double)(t + 1) / n + 0.008) / 1.008 * PI / 2);
         double root = sqrt(s->start) + (sqrt(s->end) - sqrt(s->start)) * u;
         switch (s->kind) {
-        case DIFFUSION_SCHEDULE_COSINE:
-            beta[t] = fmin(fmax(1 - (b * b) / (a * a), s->start), s->end);
-            break;
-        case DIFFUSION_SCHEDULE_LINEAR:
-            beta[t] = s->start + (s->end - s->start) * u;
-            break;
-        case DIFFUSION_SCHEDULE_COSINE_RAMP:
-            beta[t] = s->start + (s->end - s->start) / 2 * (1 - cos(PI * u));
-            break;
-        case DIFFUSION_SCHEDULE_SCALED_LINEAR:
-            beta[t] = root * root;
-            break;
-        default: /* sigmoid, over [-6, 6] as in diffusers */
-            beta[t] = s->start + (s->end - s->start) / (1 + exp(-(-6 + 12 * u)));
-            break;
+            case DIFFUSION_SCHEDULE_COSINE:
+                beta[t] = fmin(fmax(1 - (b * b) / (a * a), s->start), s->end);
+                break;
+            case DIFFUSION_SCHEDULE_LINEAR:
+                beta[t] = s->start + (s->end - s->start) * u;
+                break;
+            case DIFFUSION_SCHEDULE_COSINE_RAMP:
+                beta[t] = s->start + (s->end - s->start) / 2 * (1 - cos(PI * u));
+                break;
+            case DIFFUSION_SCHEDULE_SCALED_LINEAR:
+                beta[t] = root * root;
+                break;
+            default: /* sigmoid, over [-6, 6] as in diffusers */
+                beta[t] = s->start + (s->end - s->start) / (1 + exp(-(-6 + 12 * u)));
+                break;
         }
     }
 }
 
-/* Zero terminal SNR (arXiv 2305.08891, algorithm 1): sqrt(abar) shifted to end at 0 and scaled to begin as it did. */
-static void rescale(double *beta, int n)
-{
+/* Zero terminal SNR (arXiv 2305.08891, algorithm 1): sqrt(abar) shifted to end at 0 and scaled to begin as it
+ * did. */
+static void rescale(double *beta, int n) {
     double *root = must_alloc((size_t)n * sizeof *root), product = 1, first, last;
     int t;
     for (t = 0; t < n; t++) {
@@ -70,8 +72,7 @@ static void rescale(double *beta, int n)
 }
 
 /* Every table against the given betas: one rounding to float, 6e-8 of the value. */
-static void check_tables(diffusion_process *process, const double *beta, int n, const char *name)
-{
+static void check_tables(diffusion_process *process, const double *beta, int n, const char *name) {
     static const char *const tables[] = {"beta", "alpha", "alpha_cumprod", "sqrt_alpha_cumprod",
                                          "sqrt_one_minus_alpha_cumprod"};
     float *got = must_guard((size_t)n * sizeof *got);
@@ -85,7 +86,11 @@ static void check_tables(diffusion_process *process, const double *beta, int n, 
         for (t = 0; t < n; t++) {
             double want, off;
             product *= 1 - beta[t];
-            want = table == 0 ? beta[t] : table == 1 ? 1 - beta[t] : table == 2 ? product : table == 3 ? sqrt(product) : sqrt(1 - product);
+            want = table == 0   ? beta[t]
+                   : table == 1 ? 1 - beta[t]
+                   : table == 2 ? product
+                   : table == 3 ? sqrt(product)
+                                : sqrt(1 - product);
             off = fabs(got[t] - want) / (fabs(want) > 1e-30 ? fabs(want) : 1e-30);
             if (want == 0) {
                 off = got[t] == 0 ? 0 : HUGE_VAL;
@@ -95,13 +100,12 @@ static void check_tables(diffusion_process *process, const double *beta, int n, 
                 at = t;
             }
         }
-        check_that(worst < 1e-7, __FILE__, __LINE__, "%s, %d steps: %s[%d] is %.9g, off by %.3g of its value", name, n,
-                   tables[table], at, got[at], worst);
+        check_that(worst < 1e-7, __FILE__, __LINE__, "%s, %d steps: %s[%d] is %.9g, off by %.3g of its value",
+                   name, n, tables[table], at, got[at], worst);
     }
 }
 
-static void test_schedules(void)
-{
+static void test_schedules(void) {
     static const char *const names[] = {"cosine", "linear", "cosine ramp", "scaled linear", "sigmoid"};
     static const int lengths[] = {1, 2, 3, 7, 50, 1000};
     static const double ends[][2] = {{1e-4, 0.02}, {1e-4, 0.999}, {0.00085, 0.012}, {0.3, 0.5}};
@@ -187,8 +191,7 @@ static void test_schedules(void)
 }
 
 /* What was asked for and what the defaults became. */
-static void test_config_read_back(void)
-{
+static void test_config_read_back(void) {
     diffusion_config config = tiny_config(), got;
     diffusion_process *process;
     SECTION("the config read back");
@@ -254,17 +257,17 @@ static void test_config_read_back(void)
     process = must_create(&config);
     OK(diffusion_get_config(process, &got));
     CHECK(got.device == DIFFUSION_DEVICE_CPU || got.device == DIFFUSION_DEVICE_CUDA);
-    CHECK_INT(got.norm_num_groups, ==, 2); /* four channels a group of the first level's 8 */
+    CHECK_INT(got.norm_num_groups, ==, 2);  /* four channels a group of the first level's 8 */
     CHECK_INT(got.attention_levels, ==, 1); /* 8x8 is the first level of at most 16x16 */
     CHECK_INT(got.num_threads, >, 0);
     CHECK_INT(got.max_batch, >, 0);
     OK(diffusion_destroy(process));
 }
 
-/* ------------------------------------------------------------------------------------------------------ noise --- */
+/* ------------------------------------------------------------------------------------------------------
+ * noise --- */
 
-static void test_add_noise(void)
-{
+static void test_add_noise(void) {
     enum { BATCH = 9 };
     diffusion_config config = tiny_config();
     diffusion_process *process = must_create(&config), *other;
@@ -290,8 +293,8 @@ static void test_add_noise(void)
     /* The noise of image i is (seed, i)'s: whatever the images, the timesteps, the batch, the process. */
     for (i = 1; i < BATCH; i += 3) {
         static const int64_t other_times[BATCH] = {3, 3, 3, 3, 3, 3, 3, 3, 3};
-        OK(diffusion_add_noise(process, noisy, i * TINY_IMAGE, other_times, i, 42, again, i * TINY_IMAGE, again_noise,
-                               i * TINY_IMAGE));
+        OK(diffusion_add_noise(process, noisy, i * TINY_IMAGE, other_times, i, 42, again, i * TINY_IMAGE,
+                               again_noise, i * TINY_IMAGE));
         CHECK(same_bits(again_noise, noise, i * TINY_IMAGE * sizeof(float)));
     }
     config.seed = 99;
@@ -317,15 +320,14 @@ static void test_add_noise(void)
     OK(diffusion_destroy(process));
 }
 
-/* The distance of the values' distribution from N(0, 1)'s, times sqrt(n); above 2.5 once in a hundred thousand. */
-static int by_value(const void *a, const void *b)
-{
+/* The distance of the values' distribution from N(0, 1)'s, times sqrt(n); above 2.5 once in a hundred
+ * thousand. */
+static int by_value(const void *a, const void *b) {
     float x = *(const float *)a, y = *(const float *)b;
     return (x > y) - (x < y);
 }
 
-static double kolmogorov(const float *values, size_t n)
-{
+static double kolmogorov(const float *values, size_t n) {
     float *sorted = must_alloc(n * sizeof *sorted);
     double largest = 0;
     size_t i;
@@ -333,15 +335,15 @@ static double kolmogorov(const float *values, size_t n)
     qsort(sorted, n, sizeof *sorted, by_value);
     for (i = 0; i < n; i++) {
         double normal = 0.5 * erfc(-sorted[i] / sqrt(2.0));
-        largest = fmax(largest, fmax(fabs(normal - (double)i / (double)n), fabs((double)(i + 1) / (double)n - normal)));
+        largest = fmax(
+            largest, fmax(fabs(normal - (double)i / (double)n), fabs((double)(i + 1) / (double)n - normal)));
     }
     free(sorted);
     return largest * sqrt((double)n);
 }
 
 /* The correlation of a[n] and b[n], times sqrt(n): beyond 5 once in two million where there is none. */
-static double correlation(const float *a, const float *b, size_t n)
-{
+static double correlation(const float *a, const float *b, size_t n) {
     double sum = 0;
     size_t i;
     for (i = 0; i < n; i++) {
@@ -350,8 +352,7 @@ static double correlation(const float *a, const float *b, size_t n)
     return sum / sqrt((double)n);
 }
 
-static void test_noise_statistics(void)
-{
+static void test_noise_statistics(void) {
     enum { SIZE = 32, IMAGE = 3 * SIZE * SIZE, BATCH = 64, N = BATCH * IMAGE };
     static const int64_t points[] = {0, 500, 999};
     static const uint64_t seeds[] = {0, 1, 12345, UINT64_MAX};
@@ -425,14 +426,15 @@ static void test_noise_statistics(void)
     free(before);
 }
 
-/* ---------------------------------------------------------------------------------------------------- network --- */
+/* ----------------------------------------------------------------------------------------------------
+ * network --- */
 
-static void test_predict_noise(void)
-{
+static void test_predict_noise(void) {
     enum { BATCH = 7 };
     diffusion_config config = tiny_config();
     diffusion_process *process = must_create(&config), *same, *other;
-    static float images[BATCH * TINY_IMAGE], all[BATCH * TINY_IMAGE], out[BATCH * TINY_IMAGE], swapped[2 * TINY_IMAGE];
+    static float images[BATCH * TINY_IMAGE], all[BATCH * TINY_IMAGE], out[BATCH * TINY_IMAGE],
+        swapped[2 * TINY_IMAGE];
     int64_t timesteps[BATCH] = {0, 10, 20, 30, 40, 49, 49}, order[2];
     size_t i, n = BATCH * TINY_IMAGE;
     SECTION("predict_noise");
@@ -443,7 +445,8 @@ static void test_predict_noise(void)
     OK(diffusion_predict_noise(process, images, n, timesteps, BATCH, out, n));
     CHECK(same_bits(out, all, sizeof all));
     for (i = 0; i < BATCH; i++) {
-        OK(diffusion_predict_noise(process, images + i * TINY_IMAGE, TINY_IMAGE, timesteps + i, 1, out, TINY_IMAGE));
+        OK(diffusion_predict_noise(process, images + i * TINY_IMAGE, TINY_IMAGE, timesteps + i, 1, out,
+                                   TINY_IMAGE));
         CHECK_BELOW(max_difference(out, all + i * TINY_IMAGE, TINY_IMAGE), SAME_IMAGE);
     }
     /* The two of a batch in the other order; then the same image at another timestep. */
@@ -476,9 +479,11 @@ static void test_predict_noise(void)
     OK(diffusion_destroy(other));
 }
 
-/* ------------------------------------------------------------------------------------------------- parameters --- */
+/* -------------------------------------------------------------------------------------------------
+ * parameters --- */
 
-/* The names that diffusers' UNet2DModel gives, with the shapes, for a small net; the order is the library's. */
+/* The names that diffusers' UNet2DModel gives, with the shapes, for a small net; the order is the library's.
+ */
 typedef struct tensor {
     char name[128];
     int64_t shape[4];
@@ -486,8 +491,7 @@ typedef struct tensor {
 static tensor expected[512];
 static size_t expected_len;
 
-static void expect(int64_t a, int64_t b, int64_t c, int64_t d, const char *format, ...)
-{
+static void expect(int64_t a, int64_t b, int64_t c, int64_t d, const char *format, ...) {
     va_list arguments;
     tensor *t = &expected[expected_len++];
     va_start(arguments, format);
@@ -499,8 +503,7 @@ static void expect(int64_t a, int64_t b, int64_t c, int64_t d, const char *forma
     t->shape[3] = d;
 }
 
-static void expect_resnet(const char *at, int index, int in, int out, int time)
-{
+static void expect_resnet(const char *at, int index, int in, int out, int time) {
     expect(in, 1, 1, 1, "%s.resnets.%d.norm1.weight", at, index);
     expect(in, 1, 1, 1, "%s.resnets.%d.norm1.bias", at, index);
     expect(out, in, 3, 3, "%s.resnets.%d.conv1.weight", at, index);
@@ -517,8 +520,7 @@ static void expect_resnet(const char *at, int index, int in, int out, int time)
     }
 }
 
-static void expect_attention(const char *at, int index, int width)
-{
+static void expect_attention(const char *at, int index, int width) {
     static const char *const linear[] = {"to_q", "to_k", "to_v", "to_out.0"};
     int i;
     expect(width, 1, 1, 1, "%s.attentions.%d.group_norm.weight", at, index);
@@ -530,8 +532,7 @@ static void expect_attention(const char *at, int index, int width)
 }
 
 /* The whole net: `levels` widths, attention where the mask has a bit, and in the middle. Fills `expected`. */
-static void expect_unet(int channels, const int32_t *widths, int levels, int layers, int mask, int middle)
-{
+static void expect_unet(int channels, const int32_t *widths, int levels, int layers, int mask, int middle) {
     int time = 4 * widths[0], i, j, width = widths[0], skips[64], n = 0;
     char at[64];
     expected_len = 0;
@@ -584,8 +585,7 @@ static void expect_unet(int channels, const int32_t *widths, int levels, int lay
     expect(channels, 1, 1, 1, "conv_out.bias");
 }
 
-static void check_parameters(diffusion_process *process)
-{
+static void check_parameters(diffusion_process *process) {
     diffusion_parameter p;
     size_t count = 0, i, j, k;
     OK(diffusion_parameter_count(process, &count));
@@ -600,22 +600,24 @@ static void check_parameters(diffusion_process *process)
         CHECK(p.rank >= 1 && p.rank <= 4 && memchr(p.name, 0, sizeof p.name) != NULL);
         for (j = 0; j < expected_len && strcmp(expected[j].name, p.name) != 0; j++) {
         }
-        if (!check_that(j < expected_len, __FILE__, __LINE__, "a parameter %s that diffusers has not", p.name)) {
+        if (!check_that(j < expected_len, __FILE__, __LINE__, "a parameter %s that diffusers has not",
+                        p.name)) {
             continue;
         }
         for (k = 0; k < 4; k++) {
-            check_that(p.shape[k] == expected[j].shape[k], __FILE__, __LINE__, "%s: shape[%d] is %lld, should be %lld",
-                       p.name, (int)k, (long long)p.shape[k], (long long)expected[j].shape[k]);
+            check_that(p.shape[k] == expected[j].shape[k], __FILE__, __LINE__,
+                       "%s: shape[%d] is %lld, should be %lld", p.name, (int)k, (long long)p.shape[k],
+                       (long long)expected[j].shape[k]);
             product *= p.shape[k];
         }
-        check_that((int64_t)p.len == product, __FILE__, __LINE__, "%s: len is %lld", p.name, (long long)p.len);
+        check_that((int64_t)p.len == product, __FILE__, __LINE__, "%s: len is %lld", p.name,
+                   (long long)p.len);
         expected[j].name[0] = '-'; /* each is there once */
     }
 }
 
 /* Sets a whole tensor to one value, in the weights that are trained and in those that sample. */
-static void set_weights(diffusion_process *process, const char *name, size_t len, float value)
-{
+static void set_weights(diffusion_process *process, const char *name, size_t len, float value) {
     float *values = must_alloc(len * sizeof *values);
     size_t i;
     for (i = 0; i < len; i++) {
@@ -627,15 +629,13 @@ static void set_weights(diffusion_process *process, const char *name, size_t len
 }
 
 /* The network answers with bias[channel] everywhere, whatever it is asked. 8 is tiny_config's first width. */
-static void set_constant(diffusion_process *process, const float *bias, size_t channels)
-{
+static void set_constant(diffusion_process *process, const float *bias, size_t channels) {
     set_weights(process, "conv_out.weight", channels * 8 * 9, 0);
     OK(diffusion_parameter_write(process, DIFFUSION_WEIGHTS_TRAINED, "conv_out.bias", bias, channels));
     OK(diffusion_parameter_write(process, DIFFUSION_WEIGHTS_EMA, "conv_out.bias", bias, channels));
 }
 
-static void test_parameters(void)
-{
+static void test_parameters(void) {
     static const float bias[TINY_CHANNELS] = {0.25f, -1.5f, 3.0f};
     static const struct {
         int size, levels, mask, middle;
@@ -678,8 +678,9 @@ static void test_parameters(void)
         fill_random(values, p.len, i + 1);
         CHECK(same_bits(values, again, p.len * sizeof *values));
         OK(diffusion_predict_noise(process, image, TINY_IMAGE, &timestep, 1, out, TINY_IMAGE));
-        check_that(max_difference(out, before, TINY_IMAGE) > 0 || strstr(p.name, "to_k.bias") != NULL, __FILE__, __LINE__,
-                   "other values of %s change nothing", p.name); /* softmax does not see the keys' bias */
+        check_that(max_difference(out, before, TINY_IMAGE) > 0 || strstr(p.name, "to_k.bias") != NULL,
+                   __FILE__, __LINE__, "other values of %s change nothing",
+                   p.name); /* softmax does not see the keys' bias */
         memcpy(before, out, sizeof out);
     }
     set_constant(process, bias, TINY_CHANNELS);
@@ -740,13 +741,13 @@ static void test_parameters(void)
     OK(diffusion_destroy(process));
 }
 
-/* -------------------------------------------------------------------------------------------------- randomness --- */
+/* --------------------------------------------------------------------------------------------------
+ * randomness --- */
 
-static diffusion_process *shared;      /* tiny_config, used by the tests below and by their threads */
+static diffusion_process *shared;       /* tiny_config, used by the tests below and by their threads */
 static float reference[8 * TINY_IMAGE]; /* its images of seed 77, by DDIM in 10 steps */
 
-static void *sample_in_thread(void *which)
-{
+static void *sample_in_thread(void *which) {
     size_t n = 1 + (size_t)(uintptr_t)which % 8, round;
     float *out = must_alloc(n * TINY_IMAGE * sizeof *out);
     fesetround(which == (void *)3 ? FE_UPWARD : FE_TONEAREST);
@@ -761,11 +762,10 @@ static void *sample_in_thread(void *which)
 }
 
 /*
- * The noise that sampling starts from, of the first n images of a seed: a network that predicts the velocity 0 and one
- * step from abar = 0.01 make each image a tenth of it, which no clamp reaches.
+ * The noise that sampling starts from, of the first n images of a seed: a network that predicts the velocity
+ * 0 and one step from abar = 0.01 make each image a tenth of it, which no clamp reaches.
  */
-static void starting_noise(uint64_t seed, size_t n, float *noise)
-{
+static void starting_noise(uint64_t seed, size_t n, float *noise) {
     static const float zero[TINY_CHANNELS];
     const double beta = 0.99;
     diffusion_config config = tiny_config();
@@ -784,8 +784,7 @@ static void starting_noise(uint64_t seed, size_t n, float *noise)
     OK(diffusion_destroy(process));
 }
 
-static void test_starting_noise(void)
-{
+static void test_starting_noise(void) {
     enum { SEEDS = 256, M = SEEDS * TINY_IMAGE };
     float *noise = must_alloc(M * sizeof *noise), *other = must_alloc(M * sizeof *other);
     double mean = 0, square = 0;
@@ -807,8 +806,7 @@ static void test_starting_noise(void)
     free(other);
 }
 
-static void test_ddim_is_determined(void)
-{
+static void test_ddim_is_determined(void) {
     static float out[8 * TINY_IMAGE], noise[8 * TINY_IMAGE], zeros[8 * TINY_IMAGE];
     static const int32_t batches[] = {1, 2, 3, 5, 8};
     uint64_t seeds[8] = {9, 8, 77, 6, 5, 77, 3, UINT64_MAX};
@@ -870,7 +868,8 @@ static void test_ddim_is_determined(void)
     OK(diffusion_sample_ddim(shared, 1, 10, 0, UINT64_MAX, noise, n));
     CHECK_BELOW(max_difference(out + 7 * n, noise, n), SAME_IMAGE);
 
-    /* What the seed starts from, given as initial_noise, gives the same image; another seed then matters no more. */
+    /* What the seed starts from, given as initial_noise, gives the same image; another seed then matters no
+     * more. */
     starting_noise(77, 8, noise);
     params = sample_params(8, 10, 123);
     params.initial_noise = noise;
@@ -883,13 +882,13 @@ static void test_ddim_is_determined(void)
 }
 
 /* The host's rounding, its flushing of denormals and its traps are its own: the library computes as ever. */
-static int traps_program(void)
-{
+static int traps_program(void) {
     diffusion_config config = tiny_config();
     diffusion_process *process = NULL;
     static float out[TINY_IMAGE];
     int64_t timestep = 3;
-    feenableexcept(FE_DIVBYZERO | FE_INVALID | FE_OVERFLOW); /* what debuggers, Delphi and some engines turn on */
+    feenableexcept(FE_DIVBYZERO | FE_INVALID |
+                   FE_OVERFLOW); /* what debuggers, Delphi and some engines turn on */
     if (diffusion_create(&config, &process) != DIFFUSION_OK ||
         diffusion_add_noise(process, out, TINY_IMAGE, &timestep, 1, 0, out, TINY_IMAGE, out, TINY_IMAGE) ==
             DIFFUSION_ERROR_INTERNAL ||
@@ -900,10 +899,10 @@ static int traps_program(void)
     return diffusion_destroy(process) != DIFFUSION_OK;
 }
 
-static void test_floating_point_modes(void)
-{
+static void test_floating_point_modes(void) {
     static const int modes[] = {FE_UPWARD, FE_DOWNWARD, FE_TOWARDZERO};
-    static float out[8 * TINY_IMAGE], noise[TINY_IMAGE], plain[TINY_IMAGE], noisy[TINY_IMAGE], noisy_plain[TINY_IMAGE];
+    static float out[8 * TINY_IMAGE], noise[TINY_IMAGE], plain[TINY_IMAGE], noisy[TINY_IMAGE],
+        noisy_plain[TINY_IMAGE];
     diffusion_config config = tiny_config();
     float table[TINY_STEPS], table_plain[TINY_STEPS], loss, loss_plain;
     diffusion_process *other;
@@ -911,13 +910,15 @@ static void test_floating_point_modes(void)
     size_t i;
     int32_t which;
     SECTION("the caller's floating-point mode: of no effect, and left as it was");
-    OK(diffusion_add_noise(shared, reference, TINY_IMAGE, &timestep, 1, 9, noisy_plain, TINY_IMAGE, plain, TINY_IMAGE));
+    OK(diffusion_add_noise(shared, reference, TINY_IMAGE, &timestep, 1, 9, noisy_plain, TINY_IMAGE, plain,
+                           TINY_IMAGE));
     other = must_create(&config);
     OK(diffusion_train_step(other, reference, 8 * TINY_IMAGE, 8, &loss_plain));
     OK(diffusion_destroy(other));
     for (i = 0; i < sizeof modes / sizeof *modes; i++) {
         fesetround(modes[i]);
-        OK(diffusion_add_noise(shared, reference, TINY_IMAGE, &timestep, 1, 9, noisy, TINY_IMAGE, noise, TINY_IMAGE));
+        OK(diffusion_add_noise(shared, reference, TINY_IMAGE, &timestep, 1, 9, noisy, TINY_IMAGE, noise,
+                               TINY_IMAGE));
         CHECK(same_bits(noise, plain, sizeof noise) && same_bits(noisy, noisy_plain, sizeof noisy));
         other = must_create(&config); /* and its thread must not inherit the mode */
         OK(diffusion_sample_ddim(other, 8, 10, 0, 77, out, 8 * TINY_IMAGE));
@@ -936,8 +937,7 @@ static void test_floating_point_modes(void)
     CHECK_EXIT(run_self("traps", NULL, -1));
 }
 
-static void test_random_samplers_are_determined(void)
-{
+static void test_random_samplers_are_determined(void) {
     static float all[6 * TINY_IMAGE], out[6 * TINY_IMAGE];
     uint64_t seeds[6] = {4, 77, 4, 1, 77, 0};
     diffusion_sample_params params;
@@ -965,21 +965,22 @@ static void test_random_samplers_are_determined(void)
             params.eta = 0.75;
             if (diffusion_sample_with(shared, &params, all, sizeof all) != DIFFUSION_OK) {
                 /* Not every method has Karras' levels: then it says so, and no more. */
-                check_that(spacing == DIFFUSION_SPACING_KARRAS, __FILE__, __LINE__, "method %d, spacing %d: %s",
-                           (int)method, (int)spacing, diffusion_last_error_message());
+                check_that(spacing == DIFFUSION_SPACING_KARRAS, __FILE__, __LINE__,
+                           "method %d, spacing %d: %s", (int)method, (int)spacing,
+                           diffusion_last_error_message());
                 check_message(__FILE__, __LINE__, "sample_with", "spacing", "3", NULL);
                 continue;
             }
-            check_that(all_in_range(all, 6 * n), __FILE__, __LINE__, "method %d, spacing %d: out of range", (int)method,
-                       (int)spacing);
-            OK(diffusion_sample_with(shared, &params, out, sizeof out));
-            check_that(same_bits(out, all, sizeof all), __FILE__, __LINE__, "method %d, spacing %d: other bits",
+            check_that(all_in_range(all, 6 * n), __FILE__, __LINE__, "method %d, spacing %d: out of range",
                        (int)method, (int)spacing);
+            OK(diffusion_sample_with(shared, &params, out, sizeof out));
+            check_that(same_bits(out, all, sizeof all), __FILE__, __LINE__,
+                       "method %d, spacing %d: other bits", (int)method, (int)spacing);
             params.num_samples = 2;
             OK(diffusion_sample_with(shared, &params, out, 2 * n * sizeof(float)));
             check_that(max_difference(out, all, 2 * n) < SAME_IMAGE, __FILE__, __LINE__,
-                       "method %d, spacing %d: another image in a smaller batch: off by %g", (int)method, (int)spacing,
-                       max_difference(out, all, 2 * n));
+                       "method %d, spacing %d: another image in a smaller batch: off by %g", (int)method,
+                       (int)spacing, max_difference(out, all, 2 * n));
             params.num_samples = 6;
             params.seeds = seeds;
             params.seeds_len = 6;
@@ -991,26 +992,29 @@ static void test_random_samplers_are_determined(void)
                                (int)spacing, (int)i);
                 }
             }
-            check_that(max_difference(out, all, n) > 1e-3, __FILE__, __LINE__, "method %d, spacing %d: seeds ignored",
-                       (int)method, (int)spacing);
+            check_that(max_difference(out, all, n) > 1e-3, __FILE__, __LINE__,
+                       "method %d, spacing %d: seeds ignored", (int)method, (int)spacing);
         }
     }
 }
 
-/* --------------------------------------------------------------------------------------------------- samplers --- */
+/* ---------------------------------------------------------------------------------------------------
+ * samplers --- */
 
-/* The timesteps that a spacing chooses, from the noisiest, as the header says and, where it can be right, diffusers. */
-static void spaced(int32_t spacing, int noise_steps, int steps, int64_t *times)
-{
+/* The timesteps that a spacing chooses, from the noisiest, as the header says and, where it can be right,
+ * diffusers. */
+static void spaced(int32_t spacing, int noise_steps, int steps, int64_t *times) {
     int i;
     for (i = 0; i < steps; i++) {
         double ratio = (double)noise_steps / steps;
         int64_t t;
-        if (spacing == DIFFUSION_SPACING_TRAILING || spacing == DIFFUSION_DEFAULT) { /* a new process's default */
+        if (spacing == DIFFUSION_SPACING_TRAILING ||
+            spacing == DIFFUSION_DEFAULT) { /* a new process's default */
             t = (int64_t)nearbyint(noise_steps - i * ratio) - 1;
         } else if (spacing == DIFFUSION_SPACING_LINSPACE) {
             /* one step: from pure noise, where numpy's linspace would begin, and end, at 0 */
-            t = steps == 1 ? noise_steps - 1 : (int64_t)nearbyint((double)(steps - 1 - i) * (noise_steps - 1) / (steps - 1));
+            t = steps == 1 ? noise_steps - 1
+                           : (int64_t)nearbyint((double)(steps - 1 - i) * (noise_steps - 1) / (steps - 1));
         } else {
             t = (int64_t)(noise_steps / steps) * (steps - 1 - i);
         }
@@ -1019,8 +1023,8 @@ static void spaced(int32_t spacing, int noise_steps, int steps, int64_t *times)
 }
 
 /* The clean image and the noise in x[n] at a noise level, from the network's answer m[n]. */
-static void split(int32_t prediction, double a, double s, const double *x, const float *m, size_t n, double *x0, double *eps)
-{
+static void split(int32_t prediction, double a, double s, const double *x, const float *m, size_t n,
+                  double *x0, double *eps) {
     size_t i;
     for (i = 0; i < n; i++) {
         if (prediction == DIFFUSION_PREDICTION_EPSILON) {
@@ -1038,9 +1042,10 @@ static void split(int32_t prediction, double a, double s, const double *x, const
 
 /* DDIM with eta 0 (arXiv 2010.02502, equation 12) in double precision, the network being predict_noise. */
 static void ddim_by_hand(diffusion_process *process, int32_t prediction, const double *abar, int32_t spacing,
-                         int noise_steps, int steps, int clip, int again, const float *start, size_t n, float *out)
-{
-    double *x = must_alloc(n * sizeof *x), *x0 = must_alloc(n * sizeof *x0), *eps = must_alloc(n * sizeof *eps);
+                         int noise_steps, int steps, int clip, int again, const float *start, size_t n,
+                         float *out) {
+    double *x = must_alloc(n * sizeof *x), *x0 = must_alloc(n * sizeof *x0),
+           *eps = must_alloc(n * sizeof *eps);
     float *in = must_alloc(n * sizeof *in), *answer = must_alloc(n * sizeof *answer);
     int64_t *times = must_alloc((size_t)steps * sizeof *times);
     size_t i;
@@ -1078,11 +1083,10 @@ static void ddim_by_hand(diffusion_process *process, int32_t prediction, const d
     free(times);
 }
 
-static void test_ddim_formula(void)
-{
+static void test_ddim_formula(void) {
     static const int steps[] = {1, 2, 5, 7, 10, 30, 49, 50};
-    static const int32_t spacings[] = {DIFFUSION_DEFAULT, DIFFUSION_SPACING_LEADING, DIFFUSION_SPACING_TRAILING,
-                                       DIFFUSION_SPACING_LINSPACE};
+    static const int32_t spacings[] = {DIFFUSION_DEFAULT, DIFFUSION_SPACING_LEADING,
+                                       DIFFUSION_SPACING_TRAILING, DIFFUSION_SPACING_LINSPACE};
     diffusion_config config = tiny_config();
     diffusion_sample_params params;
     schedule s = {DIFFUSION_SCHEDULE_LINEAR, 0, 1e-3, 0.2, TINY_STEPS, 0};
@@ -1103,13 +1107,15 @@ static void test_ddim_formula(void)
     for (i = 0; i < n; i++) {
         start[i] *= 1.7f;
     }
-    for (prediction = DIFFUSION_PREDICTION_EPSILON; prediction <= DIFFUSION_PREDICTION_VELOCITY; prediction++) {
+    for (prediction = DIFFUSION_PREDICTION_EPSILON; prediction <= DIFFUSION_PREDICTION_VELOCITY;
+         prediction++) {
         diffusion_process *process;
         config.prediction_type = prediction;
         process = must_create(&config);
         for (i = 0; i < sizeof steps / sizeof *steps; i++) {
             for (j = 0; j < sizeof spacings / sizeof *spacings; j++) {
-                /* 0: clipped by default; 1: not clipped; 2: the noise recomputed from the clipped estimate. */
+                /* 0: clipped by default; 1: not clipped; 2: the noise recomputed from the clipped estimate.
+                 */
                 for (variant = 0; variant < 3; variant++) {
                     if (variant > 0 && steps[i] != 7 && steps[i] != 10) {
                         continue;
@@ -1123,10 +1129,11 @@ static void test_ddim_formula(void)
                     OK(diffusion_sample_with(process, &params, got, sizeof got));
                     ddim_by_hand(process, prediction, abar, spacings[j], TINY_STEPS, steps[i], variant != 1,
                                  variant == 2, start, n, want);
-                    /* x0 = (x - s eps) / a multiplies float's rounding by 1 / a, here 14, at every early step. */
+                    /* x0 = (x - s eps) / a multiplies float's rounding by 1 / a, here 14, at every early
+                     * step. */
                     check_that(max_difference(got, want, n) < 5e-4, __FILE__, __LINE__,
-                               "prediction %d, %d steps, spacing %d, variant %d: off by %g", (int)prediction, steps[i],
-                               (int)spacings[j], variant, max_difference(got, want, n));
+                               "prediction %d, %d steps, spacing %d, variant %d: off by %g", (int)prediction,
+                               steps[i], (int)spacings[j], variant, max_difference(got, want, n));
                 }
             }
         }
@@ -1135,8 +1142,7 @@ static void test_ddim_formula(void)
 }
 
 /* A network that knows the image: every method must end at it, from any noise. */
-static void test_methods_reach_the_image(void)
-{
+static void test_methods_reach_the_image(void) {
     static const float target[TINY_CHANNELS] = {0.25f, -0.75f, 0.5f};
     diffusion_config config = tiny_config();
     diffusion_process *process;
@@ -1160,20 +1166,20 @@ static void test_methods_reach_the_image(void)
             for (i = 0; i < 2 * TINY_IMAGE; i++) {
                 worst = fmax(worst, fabs(out[i] - target[i / (TINY_SIZE * TINY_SIZE) % TINY_CHANNELS]));
             }
-            check_that(worst < 1e-5, __FILE__, __LINE__, "method %d in %d steps: off by %g", (int)method, (int)steps[k],
-                       worst);
+            check_that(worst < 1e-5, __FILE__, __LINE__, "method %d in %d steps: off by %g", (int)method,
+                       (int)steps[k], worst);
         }
     }
     OK(diffusion_destroy(process));
 }
 
 /*
- * Dynamic thresholding (arXiv 2205.11487): an estimate with channels 3, 1.5 and 0.3 has the percentile 3 and becomes
- * 1, 0.5 and 0.1; one whose magnitudes are below 1 stays as it is.
+ * Dynamic thresholding (arXiv 2205.11487): an estimate with channels 3, 1.5 and 0.3 has the percentile 3 and
+ * becomes 1, 0.5 and 0.1; one whose magnitudes are below 1 stays as it is.
  */
-static void test_dynamic_thresholding(void)
-{
-    static const float wide[TINY_CHANNELS] = {3.0f, -1.5f, 0.3f}, narrow[TINY_CHANNELS] = {0.5f, -0.25f, 0.125f};
+static void test_dynamic_thresholding(void) {
+    static const float wide[TINY_CHANNELS] = {3.0f, -1.5f, 0.3f},
+                       narrow[TINY_CHANNELS] = {0.5f, -0.25f, 0.125f};
     diffusion_config config = tiny_config();
     diffusion_process *process;
     diffusion_sample_params params = sample_params(1, 5, 3);
@@ -1197,12 +1203,11 @@ static void test_dynamic_thresholding(void)
 }
 
 /*
- * How much noise the random methods add: with a network that answers 0 and a start of 0, each step is a scaling and
- * fresh noise, so that the variance of the result follows from the papers alone. The betas are so small that the
- * final clamp at 1 is eight deviations away.
+ * How much noise the random methods add: with a network that answers 0 and a start of 0, each step is a
+ * scaling and fresh noise, so that the variance of the result follows from the papers alone. The betas are so
+ * small that the final clamp at 1 is eight deviations away.
  */
-static void test_variances(void)
-{
+static void test_variances(void) {
     enum { SAMPLES = 256, STEPS = 20, N = SAMPLES * TINY_IMAGE };
     static const float zero[TINY_CHANNELS];
     static const int steps[] = {STEPS, 10, 6};
@@ -1233,7 +1238,8 @@ static void test_variances(void)
         for (variant = 0; variant < 5; variant++) { /* DDPM small, DDPM large, DDIM eta 1, 0.5, 0 */
             double want = 0, mean = 0, square = 0, eta = variant == 2 ? 1 : variant == 3 ? 0.5 : 0;
             for (k = 0; k < steps[c]; k++) {
-                double now = abar[times[k]], next = k + 1 < steps[c] ? abar[times[k + 1]] : 1, a = now / next, b = 1 - a;
+                double now = abar[times[k]], next = k + 1 < steps[c] ? abar[times[k + 1]] : 1, a = now / next,
+                       b = 1 - a;
                 double small = (1 - next) / (1 - now) * b, scale, sigma2;
                 if (variant < 2) {
                     scale = sqrt(next) * b / (1 - now) / sqrt(now) + sqrt(a) * (1 - next) / (1 - now);
@@ -1259,7 +1265,8 @@ static void test_variances(void)
                 square += (double)out[i] * out[i] / N;
             }
             check_that(fabs(square - want) <= want * 5 * sqrt(2.0 / N), __FILE__, __LINE__,
-                       "%d steps, variant %d: variance is %.6g, should be %.6g", steps[c], variant, square, want);
+                       "%d steps, variant %d: variance is %.6g, should be %.6g", steps[c], variant, square,
+                       want);
             CHECK_NEAR(mean, 0, 5 * sqrt(want / N));
             if (want > 0) { /* the noise of one image and of one step is not that of another */
                 CHECK_NEAR(correlation(out, out + TINY_IMAGE, N - TINY_IMAGE) / want, 0, 5);
@@ -1272,32 +1279,32 @@ static void test_variances(void)
     free(start);
 }
 
-/* ---------------------------------------------------------------------------------------------------- formats --- */
+/* ----------------------------------------------------------------------------------------------------
+ * formats --- */
 
 /* IEEE half precision to float. */
-static float from_half(uint16_t half)
-{
+static float from_half(uint16_t half) {
     int exponent = half >> 10 & 31, mantissa = half & 1023;
     double value = exponent == 0 ? ldexp(mantissa, -24) : ldexp(mantissa + 1024, exponent - 25);
     return (float)(half >> 15 ? -value : value);
 }
 
-/* Whether a byte is round(127.5 (x + 1)), clamped; on the edge between two, either: arithmetic in float decides. */
-static int is_byte(unsigned char got, float x)
-{
+/* Whether a byte is round(127.5 (x + 1)), clamped; on the edge between two, either: arithmetic in float
+ * decides. */
+static int is_byte(unsigned char got, float x) {
     double exact = fmin(fmax(127.5 * ((double)x + 1), 0), 255);
     int edge = fabs(exact - floor(exact) - 0.5) < 1e-4;
     return got == floor(exact + 0.5) || (edge && (got == floor(exact) || got == ceil(exact)));
 }
 
-static void test_formats(void)
-{
+static void test_formats(void) {
     static const int channel_counts[] = {1, 2, 3, 4};
     size_t k;
     SECTION("formats against f32");
     for (k = 0; k < sizeof channel_counts / sizeof *channel_counts; k++) {
         enum { SAMPLES = 3, PIXELS = TINY_SIZE * TINY_SIZE };
-        size_t channels = (size_t)channel_counts[k], n = SAMPLES * channels * PIXELS, bytes = 0, i, c, wrong = 0;
+        size_t channels = (size_t)channel_counts[k], n = SAMPLES * channels * PIXELS, bytes = 0, i, c,
+               wrong = 0;
         diffusion_config config = tiny_config();
         diffusion_process *process;
         diffusion_sample_params params = sample_params(SAMPLES, 6, 4);
@@ -1366,8 +1373,7 @@ static void test_formats(void)
 }
 
 /* Sizes and shapes of nets other than the tiny one, once each: finite and in range. */
-static void test_other_nets(void)
-{
+static void test_other_nets(void) {
     static const struct {
         int32_t size, channels, levels, dims[4], layers, attention, head, groups, steps;
     } nets[] = {
@@ -1407,8 +1413,7 @@ static void test_other_nets(void)
     }
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     diffusion_config config = tiny_config();
     if (argc > 1 && strcmp(argv[1], "traps") == 0) {
         return traps_program();

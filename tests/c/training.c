@@ -1,7 +1,7 @@
 /*
- * Training: that it learns (one image until DDIM gives it back), that each knob of the optimizer does what its paper
- * says, that the same seed gives the same bits, and that a checkpoint carries on exactly where it was, also in
- * another program and after a crash in the middle of a save.
+ * Training: that it learns (one image until DDIM gives it back), that each knob of the optimizer does what
+ * its paper says, that the same seed gives the same bits, and that a checkpoint carries on exactly where it
+ * was, also in another program and after a crash in the middle of a save.
  */
 #include "check.h"
 
@@ -14,8 +14,7 @@ static float batch[BATCH * TINY_IMAGE];
 static char folder[256];
 
 /* All weights of a process, one tensor after the other in the library's order; the caller frees them. */
-static float *read_weights(diffusion_process *process, int32_t which, size_t *len)
-{
+static float *read_weights(diffusion_process *process, int32_t which, size_t *len) {
     diffusion_parameter p;
     size_t count = 0, i;
     float *all = NULL;
@@ -33,8 +32,7 @@ static float *read_weights(diffusion_process *process, int32_t which, size_t *le
     return all;
 }
 
-static int same_weights(diffusion_process *a, diffusion_process *b)
-{
+static int same_weights(diffusion_process *a, diffusion_process *b) {
     int32_t which;
     int same = 1;
     for (which = DIFFUSION_WEIGHTS_TRAINED; which <= DIFFUSION_WEIGHTS_EMA; which++) {
@@ -47,17 +45,16 @@ static int same_weights(diffusion_process *a, diffusion_process *b)
     return same;
 }
 
-static void train(diffusion_process *process, int steps, float *losses)
-{
+static void train(diffusion_process *process, int steps, float *losses) {
     int i;
     for (i = 0; i < steps; i++) {
-        OK(diffusion_train_step(process, batch, BATCH * TINY_IMAGE, BATCH, losses == NULL ? NULL : losses + i));
+        OK(diffusion_train_step(process, batch, BATCH * TINY_IMAGE, BATCH,
+                                losses == NULL ? NULL : losses + i));
     }
 }
 
 /* Everything that has a state of its own: AdamW, average, dropout, clipping. */
-static diffusion_config rich_config(void)
-{
+static diffusion_config rich_config(void) {
     diffusion_config config = tiny_config();
     config.optimizer = DIFFUSION_OPTIMIZER_ADAMW;
     config.weight_decay = 0.01;
@@ -69,10 +66,10 @@ static diffusion_config rich_config(void)
     return config;
 }
 
-/* ------------------------------------------------------------------------------------------------------------------ */
+/* ------------------------------------------------------------------------------------------------------------------
+ */
 
-static double mean_difference(const float *a, const float *b, size_t n)
-{
+static double mean_difference(const float *a, const float *b, size_t n) {
     double sum = 0;
     size_t i;
     for (i = 0; i < n; i++) {
@@ -81,8 +78,7 @@ static double mean_difference(const float *a, const float *b, size_t n)
     return sum / (double)n;
 }
 
-static void test_overfit(void)
-{
+static void test_overfit(void) {
     enum { SIZE = 8, N = SIZE * SIZE, COPIES = 16, STEPS = 450 };
     diffusion_config config = tiny_config();
     diffusion_process *process;
@@ -137,10 +133,10 @@ static void test_overfit(void)
     OK(diffusion_destroy(process));
 }
 
-/* ------------------------------------------------------------------------------------------------------------------ */
+/* ------------------------------------------------------------------------------------------------------------------
+ */
 
-static void test_knobs(void)
-{
+static void test_knobs(void) {
     diffusion_config config = tiny_config();
     diffusion_process *process = must_create(&config);
     double rate = 0, scale = 0;
@@ -168,13 +164,13 @@ static void test_knobs(void)
 }
 
 /* With a network that answers a known constant the loss is known. */
-static void test_loss(void)
-{
+static void test_loss(void) {
     enum { MANY = 64, N = MANY * TINY_IMAGE };
     static const float zero[TINY_CHANNELS], half[TINY_CHANNELS] = {0.5f, 0.5f, 0.5f};
     diffusion_config config = tiny_config();
     int32_t prediction;
-    float *images = must_alloc(N * sizeof *images), *weight = calloc(TINY_CHANNELS * 8 * 9, sizeof *weight), loss = 0;
+    float *images = must_alloc(N * sizeof *images), *weight = calloc(TINY_CHANNELS * 8 * 9, sizeof *weight),
+          loss = 0;
     size_t i;
     SECTION("the loss against its formula");
     for (i = 0; i < N; i++) {
@@ -182,7 +178,8 @@ static void test_loss(void)
     }
     config.beta_schedule = DIFFUSION_SCHEDULE_LINEAR;
     config.beta_end = 0.1;
-    for (prediction = DIFFUSION_PREDICTION_EPSILON; prediction <= DIFFUSION_PREDICTION_VELOCITY; prediction++) {
+    for (prediction = DIFFUSION_PREDICTION_EPSILON; prediction <= DIFFUSION_PREDICTION_VELOCITY;
+         prediction++) {
         diffusion_process *process;
         config.prediction_type = prediction;
         process = must_create(&config);
@@ -208,8 +205,7 @@ static void test_loss(void)
 }
 
 /* The first step of Adam moves each weight by lr, whatever the gradient; AdamW also shrinks it. */
-static void test_first_step(void)
-{
+static void test_first_step(void) {
     enum { ADAM, ADAM_DECAY, ADAMW, CLIPPED, EPSILON, CASES };
     diffusion_config config = tiny_config();
     int which;
@@ -263,8 +259,7 @@ static void test_first_step(void)
     }
 }
 
-static void test_average(void)
-{
+static void test_average(void) {
     diffusion_config config = tiny_config();
     diffusion_process *process, *plain;
     float *start, *trained, *average, *before, out[TINY_IMAGE], other[TINY_IMAGE];
@@ -321,8 +316,7 @@ static void test_average(void)
     OK(diffusion_destroy(plain));
 }
 
-static void test_same_seed_same_bits(void)
-{
+static void test_same_seed_same_bits(void) {
     enum { STEPS = 12 };
     diffusion_config config = rich_config();
     diffusion_process *a = must_create(&config), *b = must_create(&config), *c;
@@ -356,8 +350,7 @@ static void test_same_seed_same_bits(void)
     OK(diffusion_destroy(b));
 }
 
-static void test_precisions(void)
-{
+static void test_precisions(void) {
     diffusion_config config = rich_config();
     diffusion_process *process = NULL, *plain;
     float losses[10], exact[10];
@@ -393,8 +386,7 @@ static void test_precisions(void)
 }
 
 /* Cancelled steps and failed steps leave no trace. */
-static void test_failed_steps(void)
-{
+static void test_failed_steps(void) {
     enum { STEPS = 4 };
     diffusion_config config = rich_config();
     diffusion_process *a = must_create(&config), *b = must_create(&config);
@@ -404,7 +396,8 @@ static void test_failed_steps(void)
     train(a, STEPS, first);
     for (i = 0; i < STEPS; i++) {
         batch[5] = NAN;
-        CHECK_STATUS(diffusion_train_step(b, batch, BATCH * TINY_IMAGE, BATCH, second), DIFFUSION_ERROR_NON_FINITE);
+        CHECK_STATUS(diffusion_train_step(b, batch, BATCH * TINY_IMAGE, BATCH, second),
+                     DIFFUSION_ERROR_NON_FINITE);
         batch[5] = saved;
         CHECK_STATUS(diffusion_train_step(b, batch, BATCH * TINY_IMAGE - 1, BATCH, second),
                      DIFFUSION_ERROR_BUFFER_SIZE);
@@ -417,13 +410,13 @@ static void test_failed_steps(void)
     OK(diffusion_destroy(b));
 }
 
-/* ------------------------------------------------------------------------------------------------------------------ */
+/* ------------------------------------------------------------------------------------------------------------------
+ */
 
 enum { BEFORE = 5, AFTER = 6 };
 
 /* The child's half of the next test: loads, goes on, saves. */
-static int continue_program(const char *path)
-{
+static int continue_program(const char *path) {
     diffusion_process *process = NULL;
     char to[400];
     alarm(300);
@@ -433,11 +426,11 @@ static int continue_program(const char *path)
     }
     train(process, AFTER, NULL);
     snprintf(to, sizeof to, "%s-continued", path);
-    return diffusion_save(process, to) != DIFFUSION_OK || diffusion_destroy(process) != DIFFUSION_OK || check_failed != 0;
+    return diffusion_save(process, to) != DIFFUSION_OK || diffusion_destroy(process) != DIFFUSION_OK ||
+           check_failed != 0;
 }
 
-static void test_resume(void)
-{
+static void test_resume(void) {
     diffusion_config config = rich_config(), got;
     diffusion_process *whole, *halved, *loaded = NULL;
     float losses[AFTER], again[AFTER], out[TINY_IMAGE], other[TINY_IMAGE];
@@ -535,15 +528,14 @@ static void test_resume(void)
 
 static volatile sig_atomic_t signals;
 
-static void count_signal(int number)
-{
+static void count_signal(int number) {
     (void)number;
     signals++;
 }
 
-/* A host with a timer, a profiler or Go's scheduler: every wait and every read is interrupted all the time. */
-static void test_signals(void)
-{
+/* A host with a timer, a profiler or Go's scheduler: every wait and every read is interrupted all the time.
+ */
+static void test_signals(void) {
     diffusion_config config = rich_config();
     diffusion_process *process = must_create(&config), *loaded = NULL;
     struct itimerval every, never;
@@ -580,8 +572,7 @@ static void test_signals(void)
     OK(diffusion_destroy(process));
 }
 
-static void test_schedules_survive(void)
-{
+static void test_schedules_survive(void) {
     int32_t kind;
     char path[300];
     SECTION("every schedule and prediction type survives a save, bit for bit");
@@ -605,8 +596,9 @@ static void test_schedules_survive(void)
         config.attention_head_dim = 4;
         config.norm_num_groups = 4;
         config.layers_per_block = 1;
-        if (!OK(kind == DIFFUSION_SCHEDULE_GIVEN ? diffusion_create_with_betas(&config, betas, TINY_STEPS, &process)
-                                                 : diffusion_create(&config, &process))) {
+        if (!OK(kind == DIFFUSION_SCHEDULE_GIVEN
+                    ? diffusion_create_with_betas(&config, betas, TINY_STEPS, &process)
+                    : diffusion_create(&config, &process))) {
             continue;
         }
         OK(diffusion_save(process, path));
@@ -634,8 +626,7 @@ static void test_schedules_survive(void)
     }
 }
 
-static void test_overrides(void)
-{
+static void test_overrides(void) {
     diffusion_config config = rich_config(), overrides, got;
     diffusion_process *process = must_create(&config), *loaded = NULL;
     char path[300];
@@ -683,20 +674,20 @@ static void test_overrides(void)
         OK(diffusion_destroy(loaded));
     }
     loaded = (diffusion_process *)&config;
-#define CONTRADICTS(change, named, value)                                                                               \
-    do {                                                                                                                \
-        OK(diffusion_config_init(&overrides));                                                                          \
-        change;                                                                                                         \
-        if (CHECK_STATUS(diffusion_load(path, &overrides, &loaded), DIFFUSION_ERROR_INVALID_ARGUMENT)) {                \
-            check_message(__FILE__, __LINE__, #change, named, value, NULL);                                             \
-        }                                                                                                               \
-        CHECK(loaded == (diffusion_process *)&config);                                                                  \
-        loaded = (diffusion_process *)&config;                                                                          \
+#define CONTRADICTS(change, named, value)                                                                \
+    do {                                                                                                 \
+        OK(diffusion_config_init(&overrides));                                                           \
+        change;                                                                                          \
+        if (CHECK_STATUS(diffusion_load(path, &overrides, &loaded), DIFFUSION_ERROR_INVALID_ARGUMENT)) { \
+            check_message(__FILE__, __LINE__, #change, named, value, NULL);                              \
+        }                                                                                                \
+        CHECK(loaded == (diffusion_process *)&config);                                                   \
+        loaded = (diffusion_process *)&config;                                                           \
     } while (0)
     CONTRADICTS(overrides.image_size = 16, "image_size", "16");
     CONTRADICTS(overrides.channels = 1, "channels", "1");
-    CONTRADICTS(overrides.hidden_dims_len = 2; overrides.hidden_dims[0] = 16; overrides.hidden_dims[1] = 16, "hidden_dims",
-                "16");
+    CONTRADICTS(overrides.hidden_dims_len = 2; overrides.hidden_dims[0] = 16;
+                overrides.hidden_dims[1] = 16, "hidden_dims", "16");
     CONTRADICTS(overrides.noise_steps = 49, "noise_steps", "49");
     CONTRADICTS(overrides.beta_start = 0.002, "beta_start", "0.002");
     CONTRADICTS(overrides.beta_end = 0.5, "beta_end", "0.5");
@@ -712,8 +703,7 @@ static void test_overrides(void)
 }
 
 /* A model to be shipped: the weights that sample, rounded to the asked precision, and no training state. */
-static void test_export(void)
-{
+static void test_export(void) {
     /* The relative rounding of each precision: half a unit in the last of 24, 11 and 8 bits. */
     static const double rounding[] = {0, 1.0 / 2048, 1.0 / 256};
     diffusion_config config = rich_config();
@@ -740,8 +730,9 @@ static void test_export(void)
         CHECK(m == n);
         for (i = 0; i < n && i < m; i++) {
             /* Below 6e-5 f16 has fewer bits: there the step is fixed. */
-            worst = fmax(worst, fabs((double)weights[i] - average[i]) - fabs(average[i]) * rounding[precision] -
-                                    (precision == DIFFUSION_PRECISION_F16 ? 3e-8 : 0));
+            worst =
+                fmax(worst, fabs((double)weights[i] - average[i]) - fabs(average[i]) * rounding[precision] -
+                                (precision == DIFFUSION_PRECISION_F16 ? 3e-8 : 0));
         }
         CHECK(worst <= 0);
         OK(diffusion_get_step_count(loaded, &steps));
@@ -749,7 +740,8 @@ static void test_export(void)
         OK(diffusion_train_step(loaded, batch, TINY_IMAGE, 1, NULL));
         OK(diffusion_destroy(loaded));
         free(weights);
-        snprintf(path, sizeof path, "%s/exported%d/unet/diffusion_pytorch_model.safetensors", folder, (int)precision);
+        snprintf(path, sizeof path, "%s/exported%d/unet/diffusion_pytorch_model.safetensors", folder,
+                 (int)precision);
         CHECK(stat(path, &info) == 0);
         sizes[precision] = (long)info.st_size;
     }
@@ -768,11 +760,11 @@ static void test_export(void)
     OK(diffusion_destroy(process));
 }
 
-/* ------------------------------------------------------------------------------------------------------------------ */
+/* ------------------------------------------------------------------------------------------------------------------
+ */
 
 /* The victim of the next test: saves for ever to the same place. */
-static int saver_program(const char *path)
-{
+static int saver_program(const char *path) {
     diffusion_process *process = NULL;
     alarm(120); /* should its parent die first */
     if (diffusion_load(path, NULL, &process) != DIFFUSION_OK) {
@@ -792,8 +784,7 @@ static int saver_program(const char *path)
     }
 }
 
-static void test_crash_while_saving(void)
-{
+static void test_crash_while_saving(void) {
     diffusion_config config = rich_config();
     diffusion_process *process = must_create(&config);
     char path[300];
@@ -839,8 +830,7 @@ static void test_crash_while_saving(void)
     printf("    %llu saves survived 8 kills\n", (unsigned long long)last);
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     fill_random(batch, BATCH * TINY_IMAGE, 8);
     if (argc > 2 && strcmp(argv[1], "continue") == 0) {
         return continue_program(argv[2]);
