@@ -369,6 +369,8 @@ class FetchTest(unittest.TestCase):
                 "f.WHEELS = %r; f.GAP = 1 << 16; f.BLOCK = 1 << 14; f.pip_command = lambda: %r\n"
                 "sys.exit(f.main([%r]))" % (SCRIPT, self.wheels, fetch.pip_command(), self.dest))
         return subprocess.Popen([sys.executable, "-B", "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                # A shell starts background jobs with Ctrl-C ignored, and children inherit that.
+                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
                                 universal_newlines=True)
 
     def interrupt(self, signal_number):
