@@ -561,6 +561,24 @@ static void test_config_integers(void) {
                c.mixed_precision = DIFFUSION_PRECISION_F16, "mixed_precision", NULL, "CUDA");
 }
 
+/* Entries of hidden_dims that are not used may hold anything; read back they are 0. */
+static void test_unused_entries(void) {
+    diffusion_config config = tiny_config();
+    int i;
+    SECTION("config: unused hidden_dims");
+    for (i = 2; i < DIFFUSION_MAX_LEVELS; i++) {
+        config.hidden_dims[i] = -7 * i;
+    }
+    OK(diffusion_create(&config, &o.process));
+    config.struct_size = sizeof config;
+    OK(diffusion_get_config(o.process, &config));
+    CHECK_INT(config.hidden_dims_len, ==, 2);
+    for (i = 2; i < DIFFUSION_MAX_LEVELS; i++) {
+        CHECK_INT(config.hidden_dims[i], ==, 0);
+    }
+    OK(diffusion_destroy(o.process));
+}
+
 static void test_config_reals(void) {
     /* Every double of the config, where it lies, what 0 and 1 are to it, and a bound that the message must
      * state. */
@@ -1276,6 +1294,7 @@ int main(int argc, char **argv) {
     test_null_pointers();
     test_config_integers();
     test_config_reals();
+    test_unused_entries();
     test_betas();
     test_struct_sizes();
     test_buffers();

@@ -1173,6 +1173,41 @@ static void test_methods_reach_the_image(void) {
     OK(diffusion_destroy(process));
 }
 
+/* Schedules whose last step is pure noise, abar = 0: nothing may be divided by it. */
+static void test_pure_noise_at_the_end(void) {
+    double betas[TINY_STEPS];
+    float out[2 * TINY_IMAGE];
+    int i;
+    int32_t method, prediction;
+    SECTION("abar = 0 at the last timestep: every method and prediction type, finite and in range");
+    for (i = 0; i < TINY_STEPS; i++) {
+        betas[i] = i + 1 == TINY_STEPS ? 1 : 0.05;
+    }
+    for (prediction = DIFFUSION_PREDICTION_EPSILON; prediction <= DIFFUSION_PREDICTION_VELOCITY;
+         prediction++) {
+        diffusion_config config = tiny_config();
+        diffusion_process *process = NULL;
+        config.prediction_type = prediction;
+        if (!OK(diffusion_create_with_betas(&config, betas, TINY_STEPS, &process))) {
+            continue;
+        }
+        for (method = DIFFUSION_METHOD_DDPM; method <= DIFFUSION_METHOD_HEUN; method++) {
+            int32_t clip;
+            for (clip = 0; clip < 2; clip++) {
+                diffusion_sample_params params = sample_params(2, 10, 3);
+                params.method = method;
+                params.clip_sample = clip;
+                params.eta = 0.5;
+                OK(diffusion_sample_with(process, &params, out, sizeof out));
+                check_that(all_in_range(out, 2 * TINY_IMAGE), __FILE__, __LINE__,
+                           "prediction %d, method %d, clip %d: out of range", (int)prediction, (int)method,
+                           (int)clip);
+            }
+        }
+        OK(diffusion_destroy(process));
+    }
+}
+
 /*
  * Dynamic thresholding (arXiv 2205.11487): an estimate with channels 3, 1.5 and 0.3 has the percentile 3 and
  * becomes 1, 0.5 and 0.1; one whose magnitudes are below 1 stays as it is.
@@ -1432,6 +1467,7 @@ int main(int argc, char **argv) {
     OK(diffusion_destroy(shared));
     test_ddim_formula();
     test_methods_reach_the_image();
+    test_pure_noise_at_the_end();
     test_dynamic_thresholding();
     test_variances();
     test_formats();

@@ -591,7 +591,7 @@ void test_job() {
     job.fetch(span<float>(fetched));
     CHECK(fetched == images);
     CHECK_EQUAL(job.get_bytes().size(), images.size() * sizeof(float));
-    CHECK_THROWS(diffusion::BufferSize, "out", job.fetch(span<float>(fetched.data(), 5)));
+    CHECK_THROWS(diffusion::BufferSize, "bytes", job.fetch(span<float>(fetched.data(), 5)));
     params.progress = nullptr;
     CHECK(largest_difference(process.sample_with(params), images) < 1e-4F);
     job.cancel();  // after its end: no effect
