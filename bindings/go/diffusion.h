@@ -83,7 +83,7 @@
 #define DIFFUSION_SCHEDULE_SCALED_LINEAR 3
 
 /**
- * diffusion_config.beta_schedule: a logistic curve from beta_start to beta_end.
+ * diffusion_config.beta_schedule: a logistic curve over [-6, 6] from beta_start to beta_end.
  */
 #define DIFFUSION_SCHEDULE_SIGMOID 4
 
@@ -570,7 +570,7 @@ typedef struct diffusion_sample_params {
      */
     const uint64_t *seeds;
     /**
-     * The number of entries in seeds: 0 or num_samples.
+     * The number of entries in seeds: num_samples, or 0 where seeds is NULL.
      */
     size_t seeds_len;
     /**
@@ -579,7 +579,7 @@ typedef struct diffusion_sample_params {
      */
     const float *initial_noise;
     /**
-     * The number of floats in initial_noise: 0 or all of them.
+     * The number of floats in initial_noise: all of them, or 0 where initial_noise is NULL.
      */
     size_t initial_noise_len;
     /**

@@ -30,7 +30,7 @@ pub const DIFFUSION_SCHEDULE_LINEAR: i32 = 1;
 pub const DIFFUSION_SCHEDULE_COSINE_RAMP: i32 = 2;
 /// diffusion_config.beta_schedule: squares of an even spacing from sqrt(beta_start) to sqrt(beta_end).
 pub const DIFFUSION_SCHEDULE_SCALED_LINEAR: i32 = 3;
-/// diffusion_config.beta_schedule: a logistic curve from beta_start to beta_end.
+/// diffusion_config.beta_schedule: a logistic curve over [-6, 6] from beta_start to beta_end.
 pub const DIFFUSION_SCHEDULE_SIGMOID: i32 = 4;
 /// diffusion_config.beta_schedule: a table of betas, given to diffusion_create_with_betas or read from a checkpoint.
 pub const DIFFUSION_SCHEDULE_GIVEN: i32 = 5;
@@ -263,12 +263,12 @@ pub struct diffusion_sample_params {
     pub seed: u64,
     /// NULL, or num_samples seeds: image i is then what seed seeds[i] gives as its image 0. Default NULL.
     pub seeds: *const u64,
-    /// The number of entries in seeds: 0 or num_samples.
+    /// The number of entries in seeds: num_samples, or 0 where seeds is NULL.
     pub seeds_len: usize,
     /// NULL, or the noise to start from, float [num_samples, channels, image_size, image_size], in place of the
     /// seeds'. Default NULL.
     pub initial_noise: *const f32,
-    /// The number of floats in initial_noise: 0 or all of them.
+    /// The number of floats in initial_noise: all of them, or 0 where initial_noise is NULL.
     pub initial_noise_len: usize,
     /// Denoising steps, 1..=noise_steps; 0: 50 (or noise_steps, if that is less), and for DDPM noise_steps. Default 0.
     pub steps: i32,
