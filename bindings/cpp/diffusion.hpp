@@ -547,6 +547,18 @@ class Job {
         check(diffusion_job_fetch(handle_, out.data(), out.size_bytes()));
     }
 
+    /// Writes the images as they are now estimated to become, in the format of the job's parameters, into
+    /// memory of size_bytes() bytes, and returns how many denoising steps that stems from: 0, and mid-gray
+    /// images, until the step after the first call. Never waits; throws the job's error if it ended with one.
+    template <typename T>
+    std::uint64_t preview(span<T> out) const {
+        static_assert(std::is_trivially_copyable_v<T> && !std::is_const_v<T>,
+                      "out must be plain writable memory");
+        std::uint64_t done = 0;
+        check(diffusion_job_preview(handle_, out.data(), out.size_bytes(), &done));
+        return done;
+    }
+
     /// The C handle, for functions of diffusion.h; still this object's.
     diffusion_job *handle() const noexcept { return handle_; }
 

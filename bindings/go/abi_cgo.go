@@ -414,6 +414,13 @@ func abiJobFetch(job uintptr, out []byte) error {
 		C.uintptr_t(job), unsafe.Pointer(unsafe.SliceData(out)), C.size_t(len(out))))
 }
 
+func abiJobPreview(job uintptr, out []byte) (uint64, error) {
+	var done C.uint64_t
+	err := check("diffusion_job_preview", C.diffusion_go_job_preview(
+		C.uintptr_t(job), unsafe.Pointer(unsafe.SliceData(out)), C.size_t(len(out)), &done))
+	return uint64(done), err
+}
+
 func abiJobDestroy(job uintptr) error {
 	return check("diffusion_job_destroy", C.diffusion_go_job_destroy(C.uintptr_t(job)))
 }

@@ -54,6 +54,7 @@ func abiJobPoll(uintptr) (JobState, error)                                 { ret
 func abiJobWait(uintptr, int64) error                                      { return unreachable() }
 func abiJobProgress(uintptr) (uint64, uint64, error)                       { return 0, 0, unreachable() }
 func abiJobCancel(uintptr) error                                           { return unreachable() }
+func abiJobPreview(uintptr, []byte) (uint64, error)                        { return 0, unreachable() }
 func abiJobFetch(uintptr, []byte) error                                    { return unreachable() }
 func abiJobDestroy(uintptr) error                                          { return unreachable() }
 func abiTrainStep(uintptr, []float32, int, *float32) error                 { return unreachable() }

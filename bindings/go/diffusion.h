@@ -1014,6 +1014,23 @@ int32_t diffusion_job_fetch(struct diffusion_job *job,
                             size_t bytes);
 
 /**
+ * Writes the images of a job as they are now estimated to become (each sampler's x0), in the job's own format, and in
+ * *done how many denoising steps of the job the estimate stems from, counted as in diffusion_job_progress.
+ *
+ * May be called at any time and never waits. Estimates are kept from the first call on, so that jobs that nobody looks
+ * at pay nothing: that call, and any before the next denoising step, get mid-gray images and a *done of 0; an image
+ * of the job that has not begun is mid-gray too. Of a finished job it gives what diffusion_job_fetch gives.
+ * bytes must be exactly what diffusion_sample_size says for the job's parameters; done may be NULL.
+ * Errors: INVALID_HANDLE, NULL_POINTER, BUFFER_SIZE, OUT_OF_MEMORY, or the error that the job ended with.
+ *
+ * Pointers: `out` is NULL or points to `bytes` writable bytes; `done` is NULL or valid for a write.
+ */
+int32_t diffusion_job_preview(struct diffusion_job *job,
+                              void *out,
+                              size_t bytes,
+                              uint64_t *done);
+
+/**
  * Ends the handle, and with it the job if it is still under way. The images of a finished job are freed.
  *
  * Threads that wait for the job return DIFFUSION_ERROR_CANCELLED. Errors: INVALID_HANDLE (also for NULL and for a

@@ -354,6 +354,26 @@ func (j *Job) FetchInto(out []byte) error {
 	return j.do("diffusion_job_fetch", func(handle uintptr) error { return abiJobFetch(handle, out) })
 }
 
+// Preview returns the images as they are now estimated to become, and how many denoising steps that stems from: 0, and
+// mid-gray images, until the step after the first call. It never waits, and may be called at any time; of a finished
+// job it gives what Fetch gives.
+//
+// Errors: the error that the job ended with.
+func (j *Job) Preview() (samples *Samples, done uint64, err error) {
+	err = j.do("diffusion_job_preview", func(handle uintptr) (err error) {
+		samples, err = newSamples(j.format, j.numSamples, j.process.channels, j.process.imageSize, j.size)
+		if err != nil {
+			return err
+		}
+		done, err = abiJobPreview(handle, samples.memory())
+		return err
+	})
+	if err != nil {
+		return nil, 0, err
+	}
+	return samples, done, nil
+}
+
 // checkSize refuses a wrong buffer before the work, not after it.
 func (j *Job) checkSize(function string, out []byte) error {
 	if len(out) == j.size {

@@ -36,6 +36,12 @@ func TestJob(t *testing.T) {
 		must(t, err)
 		same(t, "Fetch", got.F32, want.F32)
 	}
+	preview, done, err := job.Preview()
+	must(t, err)
+	same(t, "Preview", preview.F32, want.F32)
+	if done != 10 {
+		t.Errorf("Preview() stems from %d steps of 10", done)
+	}
 	wantErr(t, job.FetchInto(make([]byte, 3)), ErrBufferSize)
 	wantErr(t, job.FetchInto(nil), ErrNullPointer)
 	if ended, err := job.WaitFor(0); !ended || err != nil {
@@ -49,8 +55,9 @@ func TestJob(t *testing.T) {
 	_, pollErr := job.Poll()
 	_, _, progressErr := job.Progress()
 	_, waitForErr := job.WaitFor(time.Second)
+	_, _, previewErr := job.Preview()
 	for name, err := range map[string]error{
-		"Poll": pollErr, "Progress": progressErr, "Wait": job.Wait(background), "WaitFor": waitForErr,
+		"Preview": previewErr, "Poll": pollErr, "Progress": progressErr, "Wait": job.Wait(background), "WaitFor": waitForErr,
 		"Cancel": job.Cancel(), "Fetch": second(job.Fetch()), "FetchInto": job.FetchInto(make([]byte, 8)),
 	} {
 		if !errors.Is(err, ErrClosed) || !errors.Is(err, ErrInvalidHandle) {

@@ -41,6 +41,7 @@
     X(diffusion_job_progress)         \
     X(diffusion_job_cancel)           \
     X(diffusion_job_fetch)            \
+    X(diffusion_job_preview)          \
     X(diffusion_job_destroy)          \
     X(diffusion_train_step)           \
     X(diffusion_get_step_count)       \
@@ -311,6 +312,10 @@ diffusion_go_result diffusion_go_job_progress(uintptr_t job, uint64_t *done, uin
 
 diffusion_go_result diffusion_go_job_cancel(uintptr_t job) {
     return result(library.diffusion_job_cancel(as_job(job)));
+}
+
+diffusion_go_result diffusion_go_job_preview(uintptr_t job, void *out, size_t bytes, uint64_t *done) {
+    return result(library.diffusion_job_preview(as_job(job), out, bytes, done));
 }
 
 diffusion_go_result diffusion_go_job_fetch(uintptr_t job, void *out, size_t bytes) {

@@ -75,6 +75,7 @@ diffusion_go_result diffusion_go_job_poll(uintptr_t job, int32_t *state);
 diffusion_go_result diffusion_go_job_wait(uintptr_t job, int64_t timeout_ms);
 diffusion_go_result diffusion_go_job_progress(uintptr_t job, uint64_t *done, uint64_t *total);
 diffusion_go_result diffusion_go_job_cancel(uintptr_t job);
+diffusion_go_result diffusion_go_job_preview(uintptr_t job, void *out, size_t bytes, uint64_t *done);
 diffusion_go_result diffusion_go_job_fetch(uintptr_t job, void *out, size_t bytes);
 diffusion_go_result diffusion_go_job_destroy(uintptr_t job);
 

@@ -144,6 +144,40 @@ pub unsafe extern "C" fn diffusion_job_fetch(job: *mut diffusion_job, out: *mut 
     })
 }
 
+/// Writes the images of a job as they are now estimated to become (each sampler's x0), in the job's own format, and in
+/// *done how many denoising steps of the job the estimate stems from, counted as in diffusion_job_progress.
+///
+/// May be called at any time and never waits. Estimates are kept from the first call on, so that jobs that nobody looks
+/// at pay nothing: that call, and any before the next denoising step, get mid-gray images and a *done of 0; an image
+/// of the job that has not begun is mid-gray too. Of a finished job it gives what diffusion_job_fetch gives.
+/// bytes must be exactly what diffusion_sample_size says for the job's parameters; done may be NULL.
+/// Errors: INVALID_HANDLE, NULL_POINTER, BUFFER_SIZE, OUT_OF_MEMORY, or the error that the job ended with.
+///
+/// # Safety
+/// `out` is NULL or points to `bytes` writable bytes; `done` is NULL or valid for a write.
+#[no_mangle]
+pub unsafe extern "C" fn diffusion_job_preview(
+    job: *mut diffusion_job,
+    out: *mut c_void,
+    bytes: usize,
+    done: *mut u64,
+) -> i32 {
+    call(|| {
+        let job = handles::job(job)?;
+        let need = Need::new(job.result_bytes(), "the job's images in its format");
+        let out = out.cast::<u8>();
+        // SAFETY: the caller vouches for `out`, as the header says.
+        let out = unsafe { OutSlice::new(array!(out, bytes), &need) }?;
+        let (images, steps) = job.preview()?;
+        out.write(&images);
+        if !done.is_null() {
+            // SAFETY: not NULL, and the caller vouches for the rest, as the header says.
+            unsafe { Out::new("done", done) }?.set(steps);
+        }
+        Ok(())
+    })
+}
+
 /// Ends the handle, and with it the job if it is still under way. The images of a finished job are freed.
 ///
 /// Threads that wait for the job return DIFFUSION_ERROR_CANCELLED. Errors: INVALID_HANDLE (also for NULL and for a

@@ -147,6 +147,7 @@ impl Batch {
         let (finished, going): (Vec<Lane>, Vec<Lane>) =
             std::mem::take(&mut self.lanes).into_iter().partition(|lane| lane.sampler.timestep().is_none());
         self.lanes = going;
+        self.lanes.iter().chain(&finished).try_for_each(|lane| preview(lane, process.config().image_len()))?;
         // Progress first: whoever waits sees the last step before the end.
         for lane in self.lanes.iter().chain(&finished) {
             report(&lane.images);
@@ -223,6 +224,20 @@ fn initial_noise(process: &DiffusionProcess, images: &[Image]) -> Result<Tensor>
         }
     }
     process.to_tensor(&values)
+}
+
+/// Hands estimates of a lane's images to the jobs that want them.
+fn preview(lane: &Lane, image_len: usize) -> Result<()> {
+    let (true, Some(x0)) =
+        (lane.images.iter().any(|image| image.job.wants_preview()), lane.sampler.last_x0())
+    else {
+        return Ok(());
+    };
+    let values = to_vec(&x0.f_clamp(-1.0, 1.0)?)?;
+    for (image, pixels) in lane.images.iter().zip(values.chunks_exact(image_len.max(1))) {
+        image.job.put_preview(image.index, pixels);
+    }
+    Ok(())
 }
 
 /// Hands a finished lane's images to their jobs.

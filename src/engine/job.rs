@@ -3,7 +3,7 @@
 //! A job ends exactly once, by whoever comes first: the worker with images or an error, a cancel, a deadline. The
 //! worker notices that a job has ended and drops its images at the next denoising step.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -55,7 +55,18 @@ struct Inner {
     /// `[num_samples, channels, height, width]`, filled image by image.
     images: Vec<f32>,
     images_left: usize,
+    /// The latest estimates of the images, once somebody has asked for them.
+    preview: Option<Preview>,
     outcome: Option<Result<()>>,
+}
+
+struct Preview {
+    /// `[num_samples, channels, height, width]`; 0, mid-gray, where an image has not begun.
+    images: Vec<f32>,
+    /// Whether `images` has changed since `done` was counted.
+    fresh: bool,
+    /// Denoising steps of the job that `images` stems from.
+    done: u64,
 }
 
 /// A sampling job.
@@ -71,6 +82,7 @@ pub struct Job {
     deadline: Option<Instant>,
     total: u64,
     done: AtomicU64,
+    wants_preview: AtomicBool,
     progress: Mutex<Option<Progress>>,
     inner: Mutex<Inner>,
     changed: Condvar,
@@ -89,11 +101,13 @@ impl Job {
         Ok(Arc::new(Job {
             total: request.num_samples as u64 * evaluations as u64,
             done: AtomicU64::new(0),
+            wants_preview: AtomicBool::new(false),
             deadline: request.timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
             inner: Mutex::new(Inner {
                 running: false,
                 images,
                 images_left: request.num_samples,
+                preview: None,
                 outcome: None,
             }),
             changed: Condvar::new(),
@@ -145,10 +159,30 @@ impl Job {
 
     /// Counts denoising steps of images.
     pub(super) fn advance(&self, steps: u64) {
-        self.done.fetch_add(steps, Ordering::Relaxed);
         // Under the lock, so that a waiter cannot miss it between looking and sleeping.
-        let _inner = self.lock();
+        let mut inner = self.lock();
+        let done = self.done.fetch_add(steps, Ordering::Relaxed) + steps;
+        if let Some(preview) = inner.preview.as_mut().filter(|preview| preview.fresh) {
+            preview.done = done;
+            preview.fresh = false;
+        }
         self.changed.notify_all();
+    }
+
+    /// Whether anybody has asked for a preview.
+    pub(super) fn wants_preview(&self) -> bool {
+        self.wants_preview.load(Ordering::Relaxed)
+    }
+
+    /// Takes the estimate of one image; [`Self::advance`] counts the step that it stems from.
+    pub(super) fn put_preview(&self, index: usize, image: &[f32]) {
+        let len = self.image_len();
+        if let Some(preview) = &mut self.lock().preview {
+            if let Some(slot) = preview.images.get_mut(index * len..(index + 1) * len) {
+                slot.copy_from_slice(image);
+                preview.fresh = true;
+            }
+        }
     }
 
     /// Takes one finished image; the last one ends the job.
@@ -271,12 +305,39 @@ impl Job {
     pub fn encoded(&self) -> Result<Vec<u8>> {
         let inner = self.lock();
         match &inner.outcome {
-            Some(Ok(())) => self.format.encode(&inner.images, self.channels, self.image_size),
+            Some(Ok(())) => self.encode(&inner.images),
             Some(Err(error)) => Err(error.clone()),
             None => Err(Error::InvalidArgument(
                 "job has not ended: call diffusion_job_wait or diffusion_job_poll first".into(),
             )),
         }
+    }
+
+    /// The images as they are now estimated to become, in the job's format, and how many denoising steps that
+    /// estimate stems from. Never waits: the first call says that estimates are wanted, and is answered with gray.
+    pub fn preview(&self) -> Result<(Vec<u8>, u64)> {
+        let blank = match self.wants_preview() {
+            true => None,
+            false => Some(memory::zeroed(self.num_samples * self.image_len())?),
+        };
+        let mut inner = self.lock();
+        match &inner.outcome {
+            Some(Ok(())) => return Ok((self.encode(&inner.images)?, self.total)),
+            Some(Err(error)) => return Err(error.clone()),
+            None => {}
+        }
+        if let (None, Some(images)) = (&inner.preview, blank) {
+            inner.preview = Some(Preview { images, fresh: false, done: 0 });
+            self.wants_preview.store(true, Ordering::Relaxed);
+        }
+        match &inner.preview {
+            Some(preview) => Ok((self.encode(&preview.images)?, preview.done)),
+            None => Err(Error::Internal("a preview was asked for and is not there".into())),
+        }
+    }
+
+    fn encode(&self, images: &[f32]) -> Result<Vec<u8>> {
+        self.format.encode(images, self.channels, self.image_size)
     }
 
     /// Bytes of the result in its format.

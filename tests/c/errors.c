@@ -270,6 +270,9 @@ static int32_t use_job_cancel(diffusion_job *j) {
 static int32_t use_fetch(diffusion_job *j) {
     return diffusion_job_fetch(j, o.out, TINY_IMAGE * sizeof(float));
 }
+static int32_t use_preview(diffusion_job *j) {
+    return diffusion_job_preview(j, o.out, TINY_IMAGE * sizeof(float), &o.done);
+}
 static int32_t use_job_destroy(diffusion_job *j) {
     return diffusion_job_destroy(j);
 }
@@ -278,8 +281,8 @@ static const struct {
     const char *name;
     int32_t (*call)(diffusion_job *);
 } job_calls[] = {
-    {"poll", use_poll},         {"wait", use_wait},   {"progress", use_progress},
-    {"cancel", use_job_cancel}, {"fetch", use_fetch}, {"destroy", use_job_destroy},
+    {"poll", use_poll},   {"wait", use_wait},       {"progress", use_progress},   {"cancel", use_job_cancel},
+    {"fetch", use_fetch}, {"preview", use_preview}, {"destroy", use_job_destroy},
 };
 enum { JOB_CALLS = sizeof job_calls / sizeof *job_calls };
 
@@ -466,6 +469,8 @@ static void test_null_pointers(void) {
     REFUSED(diffusion_job_poll(job, NULL), NULLED, "state", NULL, NULL);
     OK(diffusion_job_wait(job, -1));
     REFUSED(diffusion_job_fetch(job, NULL, TINY_IMAGE * sizeof(float)), NULLED, "out", NULL, NULL);
+    REFUSED(diffusion_job_preview(job, NULL, TINY_IMAGE * sizeof(float), NULL), NULLED, "out", NULL, NULL);
+    OK(diffusion_job_preview(job, o.out, TINY_IMAGE * sizeof(float), NULL));
     OK(diffusion_job_progress(job, NULL, NULL));
     OK(diffusion_job_progress(job, &seen_done, NULL));
     OK(diffusion_job_progress(job, NULL, &seen_total));
@@ -878,6 +883,7 @@ static void test_buffers(void) {
     OK(diffusion_sample_submit(process, &params, &job));
     OK(diffusion_job_wait(job, -1));
     REFUSED(diffusion_job_fetch(job, o.out, 767), SIZED, "bytes", "767", "768");
+    REFUSED(diffusion_job_preview(job, o.out, 767, NULL), SIZED, "bytes", "767", "768");
     REFUSED(diffusion_job_fetch(job, o.out, 769), SIZED, "bytes", "769", "768");
     REFUSED(diffusion_job_fetch(job, o.out, 0), SIZED, "bytes", "0", "768");
     REFUSED(diffusion_job_fetch(job, o.out, SIZE_MAX), SIZED, "bytes", NULL, "768");

@@ -1200,6 +1200,97 @@ static int exit_program(void) {
     return check_failed != 0;
 }
 
+/* What a preview's callback looks at. */
+typedef struct {
+    diffusion_job *job;
+    uint64_t calls;
+    float first[2 * N], image[2 * N];
+    int gray_first, stale, failed;
+} preview_watch;
+
+static int32_t on_watch(uint64_t done, uint64_t total, void *data) {
+    preview_watch *w = data;
+    uint64_t seen = 0;
+    int i;
+    (void)total;
+    w->failed |= diffusion_job_preview(w->job, w->image, sizeof w->image, &seen) != DIFFUSION_OK;
+    w->stale |= seen > done + 2;
+    if (w->calls++ == 0 && seen > 0) {
+        memcpy(w->first, w->image, sizeof w->first);
+    }
+    for (i = 0; i < 2 * N; i++) {
+        w->failed |= !(w->image[i] >= -1.0F && w->image[i] <= 1.0F);
+    }
+    return 0;
+}
+
+static void test_preview(void) {
+    diffusion_process *slow;
+    diffusion_config config = slow_config();
+    diffusion_sample_params params = sample_params(2, 1, 3);
+    diffusion_job *job;
+    static preview_watch w;
+    float out[2 * N], start[2 * N], eps[2 * N], alphas[1000], sigmas[1000];
+    int64_t last[2] = {999, 999};
+    uint64_t done = 7;
+    uint64_t seen[2];
+    int i, round;
+    SECTION("previews: gray at first, then each step's estimate, the images at the end");
+    slow = must_create(&config);
+    OK(diffusion_get_schedule(slow, DIFFUSION_TABLE_SQRT_ALPHA_CUMPROD, alphas, 1000));
+    OK(diffusion_get_schedule(slow, DIFFUSION_TABLE_SQRT_ONE_MINUS_ALPHA_CUMPROD, sigmas, 1000));
+    for (i = 0; i < 2 * N; i++) {
+        start[i] = (float)((i * 37) % 101 - 50) / 30.0F;
+    }
+    OK(diffusion_predict_noise(slow, start, 2 * N, last, 2, eps, 2 * N));
+
+    /* A long job in lock step with nothing: its first estimate is x0 of the network's answer at the start. */
+    params = sample_params(2, 1000, 3);
+    params.initial_noise = start;
+    params.initial_noise_len = 2 * N;
+    params.progress = on_watch;
+    params.user_data = &w;
+    OK(diffusion_sample_submit(slow, &params, &job));
+    OK(diffusion_job_preview(job, out, sizeof out, &done));
+    CHECK_INT(done, ==, 0);
+    for (i = 0; i < 2 * N; i++) {
+        w.gray_first |= out[i] != 0.0F;
+    }
+    CHECK(!w.gray_first);
+    w.job = job;
+    OK(diffusion_job_wait(job, -1));
+    CHECK(!w.failed);
+    CHECK(!w.stale);
+    CHECK_INT(w.calls, >, 10);
+    OK(diffusion_job_preview(job, out, sizeof out, &done));
+    CHECK_INT(done, ==, 2000);
+    OK(diffusion_job_fetch(job, w.image, sizeof out));
+    CHECK(same_bits(out, w.image, sizeof out));
+    OK(diffusion_job_destroy(job));
+
+    /* The very first estimate, where the first look was early enough to be given it. */
+    for (round = 0; round < 50; round++) {
+        OK(diffusion_sample_submit(slow, &params, &job));
+        OK(diffusion_job_preview(job, out, sizeof out, &seen[0]));
+        do {
+            OK(diffusion_job_preview(job, out, sizeof out, &seen[0]));
+        } while (seen[0] == 0);
+        OK(diffusion_job_cancel(job));
+        CHECK_STATUS(diffusion_job_preview(job, out, sizeof out, &seen[1]), DIFFUSION_ERROR_CANCELLED);
+        OK(diffusion_job_destroy(job));
+        if (seen[0] == 2) {
+            break;
+        }
+    }
+    CHECK_INT(seen[0], ==, 2);
+    for (i = 0; i < 2 * N && seen[0] == 2; i++) {
+        double x0 = ((double)start[i] - (double)sigmas[999] * (double)eps[i]) / (double)alphas[999];
+        x0 = x0 > 1 ? 1 : x0 < -1 ? -1 : x0;
+        CHECK(fabs(x0 - (double)out[i]) < 1e-3);
+    }
+    OK(diffusion_destroy(slow));
+}
+
 int main(int argc, char **argv) {
     diffusion_config config;
     int round;
@@ -1213,6 +1304,7 @@ int main(int argc, char **argv) {
     test_life();
     test_progress();
     test_callbacks_that_act();
+    test_preview();
     test_timeouts();
     test_merged();
     test_many();

@@ -592,6 +592,10 @@ void test_job() {
     CHECK(fetched == images);
     CHECK_EQUAL(job.get_bytes().size(), images.size() * sizeof(float));
     CHECK_THROWS(diffusion::BufferSize, "bytes", job.fetch(span<float>(fetched.data(), 5)));
+    std::vector<float> previewed(images.size());
+    CHECK_EQUAL(job.preview(span<float>(previewed)), std::uint64_t{18});
+    CHECK(previewed == images);
+    CHECK_THROWS(diffusion::BufferSize, "bytes", job.preview(span<float>(fetched.data(), 5)));
     params.progress = nullptr;
     CHECK(largest_difference(process.sample_with(params), images) < 1e-4F);
     job.cancel();  // after its end: no effect
