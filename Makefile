@@ -150,5 +150,32 @@ model: build/examples/train_textures data/freedoom/SOURCE.txt ## Train models/te
 MODEL_FLAGS := --scale-down 2 --size 32 --hidden-dims 32,64,128 --augment wrap,flip --steps 4000 --batch 32 \
 	--learning-rate 0.0005 --warmup 200 --cosine-decay --ema 0.999 --clip 1 --prediction velocity --precision bf16 --seed 1
 
+# --- Installing and releasing (docs/INSTALL.md) -----------------------------------------------------------------------
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+VERSION := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml | head -n 1)
+RELEASE := libdiffusion-$(VERSION)-linux-x86_64
+
+.PHONY: install dist test-install
+
+install: $(LIBRARY) ## Install into PREFIX (/usr/local), below DESTDIR if that is set
+	scripts/install.sh "$(DESTDIR)$(PREFIX)" share/diffusion
+
+# The same sources make the same bytes: names sorted, nobody's user, the time of the last commit.
+dist: $(LIBRARY) ## Make the relocatable tarball in build/dist
+	rm -rf build/dist
+	scripts/install.sh build/dist/$(RELEASE) .
+	tar -C build/dist --sort=name --owner=0 --group=0 --numeric-owner \
+		--mtime=@$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null || date +%s)} -cf - $(RELEASE) | \
+		gzip -n >build/dist/$(RELEASE).tar.gz.part
+	mv build/dist/$(RELEASE).tar.gz.part build/dist/$(RELEASE).tar.gz
+	rm -r build/dist/$(RELEASE)
+	@ls -sh build/dist/$(RELEASE).tar.gz
+
+test-install: dist ## The tarball, unpacked in a strange folder and moved, as C, C++ and Go programs use it
+	scripts/ensure_install_tools.sh cmake pkg-config
+	tests/install/run.sh build/dist/$(RELEASE).tar.gz
+
 clean: ## Remove what was built, not what was fetched
 	rm -rf build out target
