@@ -160,11 +160,8 @@ fn loops_with_a_real_network_are_those_of_diffusers() {
             let timesteps = Tensor::full([x.size()[0]], timestep, (Kind::Float, x.device()));
             tch::no_grad(|| model.forward(x, &timesteps, None, None).unwrap())
         };
-        failed |= report(
-            &format!("U-Net {name}"),
-            run(&golden, &name, &case, Kind::Float, network),
-            TOLERANCE,
-        );
+        failed |=
+            report(&format!("U-Net {name}"), run(&golden, &name, &case, Kind::Float, network), TOLERANCE);
     }
     assert!(!failed);
 }

@@ -593,7 +593,7 @@ def sampler():
             network = denoiser(case["prediction"])
             seen = reference(case, network, start)
             hold_against_diffusers(f"{method} {name}", case, network, start, seen)
-            tensors |= pack(name, seen, 8)
+            tensors |= pack(name, seen, 4)
             described[name] = case
         yield method, tensors, {"shape": list(SHAPE), "cases": described}
 

@@ -132,7 +132,9 @@ def unet():
         exact = {key: value.double() if key != "timestep" else value for key, value in arguments.items()}
         if description["config"]["num_class_embeds"] is not None:
             exact["class_labels"] = arguments["class_labels"]
-        loss, grad_input, gradients = differentiate(model.double(), exact)
+        # An embedding of timesteps as classes is not cast to the type of the weights.
+        model.double().time_proj.register_forward_hook(lambda _, __, embedding: embedding.double())
+        loss, grad_input, gradients = differentiate(model, exact)
         short = {"loss": loss, "grad_input": grad_input, "gradients": digest(gradients.values())}
         yield name, {"output": output} | {key: value.float() for key, value in short.items()} | inputs, description
 

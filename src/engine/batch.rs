@@ -147,7 +147,10 @@ impl Batch {
         let (finished, going): (Vec<Lane>, Vec<Lane>) =
             std::mem::take(&mut self.lanes).into_iter().partition(|lane| lane.sampler.timestep().is_none());
         self.lanes = going;
-        self.lanes.iter().chain(&finished).try_for_each(|lane| preview(lane, process.config().image_len()))?;
+        self.lanes
+            .iter()
+            .chain(&finished)
+            .try_for_each(|lane| preview(lane, process.config().image_len()))?;
         // Progress first: whoever waits sees the last step before the end.
         for lane in self.lanes.iter().chain(&finished) {
             report(&lane.images);
