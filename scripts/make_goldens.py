@@ -2,7 +2,7 @@
 """Makes the golden files of tests/goldens from PyTorch and diffusers, so that `make test` needs neither.
 
     python scripts/make_goldens.py                 # makes every group afresh
-    python scripts/make_goldens.py unet gradients # these groups only
+    python scripts/make_goldens.py unet gradients  # these groups only
     python scripts/make_goldens.py --check         # makes nothing: compares with the files that are there
 
 The groups are in scripts/goldens, a module for each kind of number.
@@ -79,12 +79,11 @@ def compare(path, tensors, description):
 
 
 def load_groups():
-    """The groups by name, in the order of the modules."""
+    """The groups by name, each registered by its module."""
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-    import goldens
-    from goldens import unets, schedules, samplers, training  # noqa: F401: they register their groups
+    from goldens import GROUPS, samplers, schedules, training, unets  # noqa: F401: each registers its groups
 
-    return goldens.GROUPS
+    return GROUPS
 
 
 def main():
@@ -100,11 +99,13 @@ def main():
         parser.error(f"no group is named {', '.join(sorted(unknown))}: there are {', '.join(groups)}")
     FOLDER.mkdir(parents=True, exist_ok=True)
     failed = False
+    stems = set()
     for name in options.groups or groups:
         made = 0
         for case, tensors, description, *fill in groups[name]():
             made += 1
             stem = f"{name}_{case}"
+            stems.add(stem)
             path = FOLDER / f"{stem}.safetensors"
             with tempfile.TemporaryDirectory() as folder:
                 fresh = pathlib.Path(folder) / stem
@@ -123,6 +124,11 @@ def main():
             print(f"{stem}: {path.stat().st_size} bytes{' and a folder' if fill else ''}")
         if not made:
             sys.exit(f"group {name} made no case")
+    if not options.groups:
+        for path in sorted(FOLDER.iterdir()):
+            if path.name.removesuffix(".safetensors") not in stems:
+                failed = True
+                print(f"{path.name}: no group makes it")
     sys.exit(1 if failed else 0)
 
 

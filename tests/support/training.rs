@@ -12,8 +12,11 @@ use crate::golden::{
     difference, digest, digest_differences, formula_parameters, report, schedule, tensor, Golden,
 };
 
-/// Of losses and weights, relative to the largest.
-const TOLERANCE: f64 = 2e-5;
+/// Of the losses, relative to the largest.
+const TOLERANCE: f64 = 2e-6;
+/// Of the weights, relative to the largest of a tensor. Adam divides a gradient by its own size, so that the rounding of
+/// f32 is seen where an element's gradient is small. A step that is wrong in an element moves it by some 4e-3.
+const WEIGHTS_TOLERANCE: f64 = 1e-4;
 /// The stream of the images of call 0.
 const BATCHES: u32 = 300_000;
 
@@ -62,10 +65,14 @@ pub fn compare_training(name: &str, golden: &Golden, config: &TrainingConfig) ->
         .collect();
     let found = difference(&Tensor::from_slice(&losses).to_kind(Kind::Double), want);
     let mut failed = report(&format!("{name} {calls} losses"), found, TOLERANCE);
-    failed |= report(&format!("{name} weights"), weights(&trainer.parameters, golden, "weights"), TOLERANCE);
+    failed |= report(
+        &format!("{name} weights"),
+        weights(&trainer.parameters, golden, "weights"),
+        WEIGHTS_TOLERANCE,
+    );
     assert_eq!(trainer.ema.is_some(), golden.arrays.contains_key("ema"), "{name}");
     if let Some(ema) = &trainer.ema {
-        failed |= report(&format!("{name} EMA"), weights(ema, golden, "ema"), TOLERANCE);
+        failed |= report(&format!("{name} EMA"), weights(ema, golden, "ema"), WEIGHTS_TOLERANCE);
     }
     failed
 }
