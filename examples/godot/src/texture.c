@@ -71,8 +71,13 @@ static void texture_poll(texture *t) {
         t->request = NULL;
         set_polled(t, false);
         if (state == REQUEST_FINISHED && request_fetch(r, &image)) {
-            show(t, image);
-            if (!t->freed) godot_do(t->object, "emit_signal", variant_of_string("finished"));
+            variant shown = variant_of_object(variant_to_object(&image));
+            show(t, shown);
+            if (t->freed) {
+                variant_end(&image);
+            } else {
+                godot_do(t->object, "emit_signal", variant_of_string("finished"), image);
+            }
         } else {
             if (r->error != ERR_SKIP) godot_push_error(r->message, "DiffusionTexture.generate");
             godot_do(t->object, "emit_signal", variant_of_string("failed"), variant_of_int(r->error),
@@ -170,7 +175,7 @@ static const property properties[] = {
 };
 
 static const signal_type signals[] = {
-    {"finished", 0, {{0}}},
+    {"finished", 1, {{GDEXTENSION_VARIANT_TYPE_OBJECT, "image", "Image"}}},
     {"failed",
      2,
      {{GDEXTENSION_VARIANT_TYPE_INT, "code", NULL}, {GDEXTENSION_VARIANT_TYPE_STRING, "message", NULL}}},
