@@ -21,6 +21,7 @@ LINK := -Iinclude -Ibindings/cpp -Lbuild/lib -ldiffusion -Wl,-rpath,$(CURDIR)/bu
 
 .PHONY: help all libtorch header examples demo test check test-setup test-rust test-c test-cpp test-examples test-go bench \
 	goldens model clean
+.PHONY: godot-plugin test-godot
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -123,6 +124,30 @@ test-go: $(LIBRARY) ## The Go binding and example, with the race detector and a 
 	cd bindings/go && CGO_ENABLED=0 $(GO) build ./... && $(GO) test -race -count=1 ./...
 	cd bindings/go && GOGC=1 $(GO) test -count=1 ./...
 	cd examples/go/make_textures && $(GO) test -race -count=1 ./...
+
+# --- The Godot plugin -----------------------------------------------------------------------------------------------
+
+GODOT_SOURCES := $(wildcard examples/godot/src/*.[ch])
+GODOT_PLUGIN := examples/godot/addons/diffusion/bin/libdiffusion_godot.so
+
+godot-plugin: $(GODOT_PLUGIN) ## Fill examples/godot/addons/diffusion, which a Godot project takes as its addons/diffusion
+
+# Godot itself writes the header of its extensions.
+build/godot/gdextension_interface.h:
+	@mkdir -p $(@D)
+	@godot="$$(scripts/ensure_godot.sh)" && cd $(@D) && \
+		"$$(printf '%s' "$$godot" | sed -n 's/^godot=//p')" --headless --dump-gdextension-interface >godot.log
+
+# Not linked with libdiffusion: examples/godot/src/library.h says why. Godot may unload the plugin while a thread of it ends.
+build/godot/libdiffusion_godot.so: $(GODOT_SOURCES) include/diffusion.h build/godot/gdextension_interface.h
+	$(CC) $(CFLAGS) -std=gnu11 $(WARNINGS) -fPIC -fvisibility=hidden -Iinclude -isystem build/godot -shared \
+		-Wl,-z,nodelete,-z,defs $(filter %.c,$^) -ldl -pthread -o $@
+
+$(GODOT_PLUGIN): build/godot/libdiffusion_godot.so $(LIBRARY) scripts/godot_plugin.sh
+	scripts/godot_plugin.sh build/godot/libdiffusion_godot.so $(LIBRARY)
+
+test-godot: $(LIBRARY) ## The Godot plugin, headless and on a virtual screen; passes, and says so, where no Godot can be had
+	tests/godot/run.sh
 
 # --- Figures, models, goldens ---------------------------------------------------------------------------------------
 
