@@ -33,6 +33,7 @@ libtorch: $(LIBTORCH_READY) ## Fetch libtorch 2.11.0 (131 MB) into .libtorch
 
 .libtorch/manifest: scripts/fetch_libtorch.py
 	@$(PYTHON) scripts/fetch_libtorch.py
+	@touch $@
 
 RUST_SOURCES := $(shell find src -type f) build.rs cbindgen.toml Cargo.toml Cargo.lock
 
@@ -82,7 +83,7 @@ demo: build/examples/make_textures ## Sample 16 textures from the model in model
 export OMP_WAIT_POLICY ?= passive
 
 # Each target below can be run alone.
-test: check test-setup test-rust test-c test-cpp test-examples test-go ## Everything that CI runs
+test: check test-setup test-rust test-c test-cpp test-examples test-go test-install ## Everything that CI runs
 	@echo "all tests passed"
 
 check: $(LIBTORCH_READY) ## Formatting and lints
