@@ -17,7 +17,8 @@ const TOLERANCE: f64 = 2e-5;
 
 #[test]
 fn tables_are_the_formulas_for_every_schedule() {
-    let tables: [(&str, ScheduleTable, fn(&NoiseSchedule) -> &Vec<f64>); 5] = [
+    type Exact = fn(&NoiseSchedule) -> &Vec<f64>;
+    let tables: [(&str, ScheduleTable, Exact); 5] = [
         ("betas", ScheduleTable::Betas, |s| &s.beta_schedule),
         ("alphas", ScheduleTable::Alphas, |s| &s.alphas),
         ("alpha_cumprod", ScheduleTable::AlphaCumprod, |s| &s.alpha_cumprod),
