@@ -127,9 +127,7 @@ impl DiffusionModel {
             true => Some(x.f_mul_scalar(2.0)?.f_sub_scalar(1.0)?),
             false => None,
         };
-        let padded = class_labels.map(pad_rows).transpose()?;
-        let embedding = self.embedding.forward(&pad_rows(timesteps)?, padded.as_ref())?; // [B rounded up, E]
-        let embedding = self.config.act.forward(&embedding)?;
+        let embedding = self.embed(timesteps, class_labels)?;
         let given = Conditioning { embedding: &embedding, dropout };
 
         let mut h = self.conv_in.forward(centred.as_ref().unwrap_or(x))?;
@@ -150,6 +148,12 @@ impl DiffusionModel {
             TimeEmbedding::Positional => Ok(out),
             TimeEmbedding::Fourier => Ok(out.f_div(&timesteps.f_reshape([-1, 1, 1, 1])?)?),
         }
+    }
+
+    /// The activated embedding of timesteps [B] and labels, which all residual blocks read: [B rounded up, E].
+    pub(super) fn embed(&self, timesteps: &Tensor, class_labels: Option<&Tensor>) -> Result<Tensor> {
+        let padded = class_labels.map(pad_rows).transpose()?;
+        self.config.act.forward(&self.embedding.forward(&pad_rows(timesteps)?, padded.as_ref())?)
     }
 
     fn check(&self, x: &Tensor, timesteps: &Tensor, labels: Option<&Tensor>) -> Result<()> {
