@@ -1,5 +1,5 @@
-// softmax(q k^T / sqrt head_dim) v, the lanes of a vector being queries: fast for few tokens and for narrow heads, and
-// without sums across lanes.
+// softmax(q k^T / sqrt head_dim) v, the lanes of a vector being queries: fast for few tokens and for narrow
+// heads, and without sums across lanes.
 #pragma once
 
 #include "kernels.h"
@@ -13,8 +13,8 @@ constexpr int queries = query_vectors * width;
 
 // out[r][query] = sum over k of left[k * left_step + r * left_row] * right[k][query]
 template <int Rows>
-static inline void outer(const float *left, int64_t left_step, int64_t left_row, const float *right, int depth,
-                         float *out) {
+static inline void outer(const float *left, int64_t left_step, int64_t left_row, const float *right,
+                         int depth, float *out) {
     vec sums[Rows][query_vectors];
 #pragma GCC unroll 4
     for (int r = 0; r < Rows; r++)
@@ -48,13 +48,14 @@ static void attend(const Attention &a, int first, int items, float *scratch) {
     const int d = a.head_dim, tokens = a.tokens, blocks = (tokens + queries - 1) / queries;
     float *keys = scratch;  // [token][d]
     float *values = keys + static_cast<int64_t>(tokens) * d;
-    float *scores = values + static_cast<int64_t>(tokens) * d;  // [token][query]
+    float *scores = values + static_cast<int64_t>(tokens) * d;   // [token][query]
     float *q = scores + static_cast<int64_t>(tokens) * queries;  // [d][query]
     float *mixed = q + d * queries;                              // [d][query]
     const float scale = static_cast<float>(1.0 / __builtin_sqrt(static_cast<double>(d)));
     int packed = -1;
     for (int item = first; item < first + items; item++) {
-        const int head = item / blocks % a.heads, image = item / blocks / a.heads, begin = item % blocks * queries;
+        const int head = item / blocks % a.heads, image = item / blocks / a.heads,
+                  begin = item % blocks * queries;
         const float *base = a.qkv + image * a.image + head * d;
         const int inner = a.heads * d;
         if (item / blocks != packed) {

@@ -21,8 +21,9 @@ namespace {
 const Kernels &choose() {
     __builtin_cpu_init();
     const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
+    const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
+                            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                            __builtin_cpu_supports("avx512bw");
     const char *asked = std::getenv("DIFFUSION_KERNELS");
     const auto wanted = [&](const char *name) { return asked == nullptr || std::strcmp(asked, name) == 0; };
     if (has_avx512 && wanted("avx512")) return avx512::table;
@@ -39,11 +40,13 @@ const Kernels &kernels() {
 }
 
 size_t attention_scratch(const Kernels &kernels, int tokens, int head_dim) {
-    return 2 * static_cast<size_t>(tokens) * head_dim + (static_cast<size_t>(tokens) + 2 * head_dim) * kernels.queries;
+    return 2 * static_cast<size_t>(tokens) * head_dim +
+           (static_cast<size_t>(tokens) + 2 * head_dim) * kernels.queries;
 }
 
 const LiftingShape &lifting_shape(Lifting lifting) {
-    // A row for each point p: (1, p, p^2) over the product of p's distances to the other points; infinity: (0, 0, 1).
+    // A row for each point p: (1, p, p^2) over the product of p's distances to the other points; infinity:
+    // (0, 0, 1).
     constexpr double a = 0.70710678118654752440, b = 1.41421356237309504880;
     static const LiftingShape f4 = {6,
                                     4,

@@ -1,5 +1,5 @@
-// The matrix product: rows of images or tiles times packed weights. Rows are read where they lie, through a pointer
-// for each row and run of the inner dimension, so that a convolution needs no im2col buffer.
+// The matrix product: rows of images or tiles times packed weights. Rows are read where they lie, through a
+// pointer for each row and run of the inner dimension, so that a convolution needs no im2col buffer.
 #pragma once
 
 #include "kernels.h"
@@ -66,7 +66,8 @@ static inline void tile(const Product &product, const float *weights, int row, i
         for (int v = 0; v < Vectors; v++) {
             vec value = sums[r][v] + load(end->bias + column + v * width);
             if (end->added != nullptr)
-                value += load(end->added + end->added_row[images[r]] * end->added_stride + column + v * width);
+                value +=
+                    load(end->added + end->added_row[images[r]] * end->added_stride + column + v * width);
             if (end->residual != nullptr)
                 value += load(end->residual + images[r] * end->residual_image + place + v * width);
             store(out + v * width, value * end->scale);
@@ -77,7 +78,8 @@ static inline void tile(const Product &product, const float *weights, int row, i
 template <int Vectors>
 static void tiles(const Product &product, const float *weights, int row, int rows, int column) {
     while (rows > 0) {
-        // Rows that do not come out even are spread over the last two tiles: 7 is better as 4 + 3 than as 6 + 1.
+        // Rows that do not come out even are spread over the last two tiles: 7 is better as 4 + 3 than as 6
+        // + 1.
         int take = rows <= max_rows ? rows : rows < 2 * max_rows ? (rows + 1) / 2 : max_rows;
         switch (take) {
             case 1:

@@ -1,5 +1,6 @@
-// Compiled once for each instruction set, with KERNELS as its name: only what is in that namespace may be used here,
-// since the linker keeps one of several inline functions of the same name, and it might be one for another processor.
+// Compiled once for each instruction set, with KERNELS as its name: only what is in that namespace may be
+// used here, since the linker keeps one of several inline functions of the same name, and it might be one for
+// another processor.
 #include "kernels.h"
 
 #include "attention.h"
@@ -14,8 +15,8 @@ namespace diffusion {
 namespace KERNELS {
 
 extern const Kernels table;
-const Kernels table = {TEXT(KERNELS), panel,      queries, multiply,      lift, lower,
-                       norm_statistics, norm_apply, attend,  silu_in_place};
+const Kernels table = {TEXT(KERNELS), panel,           queries,    multiply, lift,
+                       lower,         norm_statistics, norm_apply, attend,   silu_in_place};
 
 }  // namespace KERNELS
 }  // namespace diffusion

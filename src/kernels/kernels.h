@@ -1,8 +1,8 @@
-// The kernels of the inference plan and what they are told. Images are [image][pixel][channel] in f32, the channels
-// padded with zeros to whole multiples of `lane`, so that no kernel has a rest to care for.
+// The kernels of the inference plan and what they are told. Images are [image][pixel][channel] in f32, the
+// channels padded with zeros to whole multiples of `lane`, so that no kernel has a rest to care for.
 //
-// A result never depends on how the work is split: each value is made by the same operations in the same order
-// whatever the batch, the number of threads and the place among its neighbours.
+// A result never depends on how the work is split: each value is made by the same operations in the same
+// order whatever the batch, the number of threads and the place among its neighbours.
 #pragma once
 
 #include <cstddef>
@@ -26,8 +26,8 @@ struct Epilogue {
     float scale;
 };
 
-// One run of a matrix product's inner dimension: row `r` of image `i` begins at base + i * image + offsets[r], or is
-// `zeros` where the offset is negative.
+// One run of a matrix product's inner dimension: row `r` of image `i` begins at base + i * image +
+// offsets[r], or is `zeros` where the offset is negative.
 struct Source {
     const float *base;
     int64_t image;
@@ -140,7 +140,8 @@ struct Kernels {
 // Floats of scratch memory that `attend` needs.
 size_t attention_scratch(const Kernels &kernels, int tokens, int head_dim);
 
-// The best set for this processor; DIFFUSION_KERNELS=avx512|avx2|portable in the environment asks for another.
+// The best set for this processor; DIFFUSION_KERNELS=avx512|avx2|portable in the environment asks for
+// another.
 const Kernels &kernels();
 
 }  // namespace diffusion

@@ -22,7 +22,8 @@ class Floats {
         if (whole == 0) return;
         values_ = static_cast<float *>(std::aligned_alloc(alignment, whole));
         if (values_ == nullptr) throw std::bad_alloc();
-        // Weights are streamed through once a step: with small pages every 4 KB costs a walk of the page table.
+        // Weights are streamed through once a step: with small pages every 4 KB costs a walk of the page
+        // table.
         if (bytes >= large) madvise(values_, whole, MADV_HUGEPAGE);
         std::memset(values_, 0, whole);
     }

@@ -1,5 +1,5 @@
-// Group norm (arXiv 1803.08494) of one image or of two side by side, then SiLU (arXiv 1702.03118): one pass for the
-// statistics, one that writes the result.
+// Group norm (arXiv 1803.08494) of one image or of two side by side, then SiLU (arXiv 1702.03118): one pass
+// for the statistics, one that writes the result.
 #pragma once
 
 #include "kernels.h"
@@ -17,8 +17,8 @@ static void silu_in_place(float *values, int64_t count) {
         store(values + i, silu(load(values + i)));
 }
 
-// Mean and sum of squared distances from it, for each channel and block of pixels. The sums are taken around the
-// block's first pixel, so that a large mean does not eat the digits of a small variance.
+// Mean and sum of squared distances from it, for each channel and block of pixels. The sums are taken around
+// the block's first pixel, so that a large mean does not eat the digits of a small variance.
 static void norm_statistics(const Norm &norm, int first, int blocks) {
     const int channels = norm.channels(), per_image = norm.blocks();
     for (int block = first; block < first + blocks; block++) {
@@ -39,7 +39,8 @@ static void norm_statistics(const Norm &norm, int first, int blocks) {
                 for (int i = 1; i < count; i++) {
                     for (int v = 0; v < step; v++) {
                         const vec distance =
-                            load(pixels + static_cast<int64_t>(i) * source.channels + c + v * width) - origin[v];
+                            load(pixels + static_cast<int64_t>(i) * source.channels + c + v * width) -
+                            origin[v];
                         sum[v] += distance;
                         square[v] += distance * distance;
                     }
@@ -86,7 +87,8 @@ static void norm_coefficients(const Norm &norm, int image, float *factor, float 
     }
     for (int g = 0; g < norm.groups; g++)
         variances[g] = 1.0 / __builtin_sqrt(variances[g] / number + norm.eps);
-    const float *added = norm.added == nullptr ? nullptr : norm.added + norm.added_row[image] * norm.added_stride;
+    const float *added =
+        norm.added == nullptr ? nullptr : norm.added + norm.added_row[image] * norm.added_stride;
     for (int c = 0; c < channels; c++) {
         const int g = norm.group_of[c];
         const double inverse = g < 0 ? 0.0 : variances[g], mean = g < 0 ? 0.0 : means[g];
@@ -106,7 +108,8 @@ static void norm_apply(const Norm &norm, int64_t first, int64_t pixels, float *s
     float *factor = scratch, *shift = scratch + channels;
     double *means = reinterpret_cast<double *>(shift + channels);
     while (pixels > 0) {
-        const int image = static_cast<int>(first / norm.pixels), place = static_cast<int>(first % norm.pixels);
+        const int image = static_cast<int>(first / norm.pixels),
+                  place = static_cast<int>(first % norm.pixels);
         int64_t count = norm.pixels - place;
         if (count > pixels) count = pixels;
         norm_coefficients(norm, image, factor, shift, means, means + norm.groups);
@@ -117,7 +120,8 @@ static void norm_apply(const Norm &norm, int64_t first, int64_t pixels, float *s
                 const float *from = source.base + image * source.image + i * source.channels;
                 if (norm.silu) {
                     for (int c = 0; c < source.channels; c += width, channel += width)
-                        store(out + channel, silu(load(from + c) * load(factor + channel) + load(shift + channel)));
+                        store(out + channel,
+                              silu(load(from + c) * load(factor + channel) + load(shift + channel)));
                 } else {
                     for (int c = 0; c < source.channels; c += width, channel += width)
                         store(out + channel, load(from + c) * load(factor + channel) + load(shift + channel));

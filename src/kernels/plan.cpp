@@ -121,13 +121,13 @@ struct Plan {
     }
 };
 
-// Images that pass through the plan together: enough that a matrix product has rows to share its weights, and no more,
-// so that the arena stays in the cache.
+// Images that pass through the plan together: enough that a matrix product has rows to share its weights, and
+// no more, so that the arena stays in the cache.
 constexpr int most_images = 8;
 // Tiles that are lifted together, for the same reasons.
 constexpr int enough_tiles = 64;
-// Floats between the matrices of a lifting: an odd number of cache lines, since they are written side by side and would
-// otherwise all fall into one set of the cache.
+// Floats between the matrices of a lifting: an odd number of cache lines, since they are written side by side
+// and would otherwise all fall into one set of the cache.
 int64_t plane_stride(int64_t tiles, int channels) {
     const int64_t lines = (tiles * channels + 15) / 16;
     return (lines | 1) * 16;
@@ -138,7 +138,11 @@ class Packed {
   public:
     Packed() = default;
     Packed(const Kernels &set, int depth, int columns, int count)
-        : panel_(set.panel), depth_(depth), columns_(columns), each_(size_t(depth) * columns), values_(each_ * count) {}
+        : panel_(set.panel),
+          depth_(depth),
+          columns_(columns),
+          each_(size_t(depth) * columns),
+          values_(each_ * count) {}
     float &at(int matrix, int k, int column) {
         const int panel = column / panel_, wide = std::min(panel_, columns_ - panel * panel_);
         return values_[matrix * each_ + size_t(panel) * panel_ * depth_ + size_t(k) * wide + column % panel_];
@@ -209,8 +213,9 @@ struct DirectConv : Step {
                 sources[count++] = {plan.at(run, reads[s]), buffer.floats(), tap.data(), buffer.channels()};
         }
         const Epilogue end = common.epilogue(plan, run, writes, 0);
-        const Product product = {sources,         count,           out.pixels(), run.zeros, weights_.matrix(0),
-                                 weights_.depth(), out.channels(), &end,         nullptr};
+        const Product product = {
+            sources,          count,          out.pixels(), run.zeros, weights_.matrix(0),
+            weights_.depth(), out.channels(), &end,         nullptr};
         const int rows = run.images * out.pixels(), panels = weights_.panels();
         if (rows >= 64 * team.size) {
             const Share share(rows, thread, team.size);
@@ -228,7 +233,7 @@ struct LiftedConv : Step {
     Lifting way;
     Packed weights_;  // [points * points]
     std::vector<int32_t> lift_offsets, lower_offsets, rows;
-    int tiles = 0;  // of an image
+    int tiles = 0;   // of an image
     int images = 0;  // at a time
 
     size_t weights() const override { return weights_.size(); }
@@ -237,7 +242,8 @@ struct LiftedConv : Step {
         const int matrices = lifting_shape(way).points * lifting_shape(way).points;
         for (int first = 0; first < run.images; first += images) {
             const int now = std::min(images, run.images - first), all = now * tiles;
-            const int64_t lifted_plane = plane_stride(all, in.channels()), plane = plane_stride(all, out.channels());
+            const int64_t lifted_plane = plane_stride(all, in.channels()),
+                          plane = plane_stride(all, out.channels());
             const Share share(all, thread, team.size);
             const Lift lift = {plan.at(run, reads[0]) + first * in.floats(),
                                in.floats(),
@@ -256,21 +262,21 @@ struct LiftedConv : Step {
                 const int matrix = int(item / panels), panel = int(item % panels);
                 const int some = int(std::min<int64_t>(panels - panel, work.begin + work.count - item));
                 const Source source = {run.lifted + matrix * lifted_plane, 0, rows.data(), in.channels()};
-                const Product product = {&source,          1,
-                                         all,              nullptr,
-                                         weights_.matrix(matrix), weights_.depth(),
-                                         out.channels(),   nullptr,
+                const Product product = {&source,
+                                         1,
+                                         all,
+                                         nullptr,
+                                         weights_.matrix(matrix),
+                                         weights_.depth(),
+                                         out.channels(),
+                                         nullptr,
                                          run.products + matrix * plane};
                 plan.set.multiply(product, 0, all, panel, some);
                 item += some;
             }
             team.wait();
-            const Lower lower = {run.products,
-                                 plane,
-                                 lower_offsets.data(),
-                                 tiles,
-                                 out.channels(),
-                                 common.epilogue(plan, run, writes, first)};
+            const Lower lower = {run.products, plane,          lower_offsets.data(),
+                                 tiles,        out.channels(), common.epilogue(plan, run, writes, first)};
             plan.set.lower(way, lower, int(share.begin), int(share.count));
             // The next tiles are lifted while others are still lowering: they use different memory.
         }
@@ -323,9 +329,9 @@ struct AttentionStep : Step {
 
     void run(const Plan &plan, const Run &run, Team &team, int thread, float *scratch) const override {
         const Buffer &in = plan.buffers[reads[0]], &out = plan.buffers[writes];
-        const Attention attention = {plan.at(run, reads[0]), in.floats(),          in.channels(),
-                                     heads,                  head_dim,             in.pixels(),
-                                     plan.at(run, writes),   out.floats(),         out.channels()};
+        const Attention attention = {
+            plan.at(run, reads[0]), in.floats(),  in.channels(), heads, head_dim, in.pixels(),
+            plan.at(run, writes),   out.floats(), out.channels()};
         const int blocks = (in.pixels() + plan.set.queries - 1) / plan.set.queries;
         const Share share(int64_t{run.images} * heads * blocks, thread, team.size);
         plan.set.attend(attention, int(share.begin), int(share.count), scratch);
@@ -384,7 +390,9 @@ plan_buffer add_conv(Plan &plan, const plan_conv &conv) {
     }
     const Buffer in = plan.buffers[conv.source];
     const int grow = conv.doubled ? 2 : 1, kernel = conv.kernel, taps = kernel * kernel;
-    const auto side = [&](int n) { return (n * grow + conv.pad_begin + conv.pad_end - kernel) / conv.stride + 1; };
+    const auto side = [&](int n) {
+        return (n * grow + conv.pad_begin + conv.pad_end - kernel) / conv.stride + 1;
+    };
     Buffer out{side(in.height), side(in.width), {conv.outputs}};
     require(kernel == 1 || kernel == 3, "a kernel of 1 or 3");
     require(out.height > 0 && out.width > 0 && out.pixels() < (1 << 24), "an image of some size");
@@ -402,7 +410,8 @@ plan_buffer add_conv(Plan &plan, const plan_conv &conv) {
     common.scale = conv.scale;
     if (conv.residual >= 0) {
         const Buffer &residual = buffer_at(plan, conv.residual);
-        require(residual.floats() == out.floats() && residual.parts == out.parts, "a residual of the result's shape");
+        require(residual.floats() == out.floats() && residual.parts == out.parts,
+                "a residual of the result's shape");
     }
     const Window window{in.height, in.width, conv.stride, conv.pad_begin, conv.doubled};
     const int columns = out.channels();
@@ -422,13 +431,15 @@ plan_buffer add_conv(Plan &plan, const plan_conv &conv) {
             const int top = t / across * Q, left = t % across * Q;
             for (int i = 0; i < P * P; i++) {
                 // A doubled image is read from the small one, whose pixels are one row of taps apart.
-                const int y = (conv.doubled ? top / 2 : top) + i / P - 1, x = (conv.doubled ? left / 2 : left) + i % P - 1;
+                const int y = (conv.doubled ? top / 2 : top) + i / P - 1,
+                          x = (conv.doubled ? left / 2 : left) + i % P - 1;
                 const bool inside = y >= 0 && x >= 0 && y < in.height && x < in.width;
                 made->lift_offsets.push_back(inside ? (y * in.width + x) * in.channels() : -1);
             }
             for (int i = 0; i < Q * Q; i++) {
                 const int y = top + i / Q, x = left + i % Q;
-                made->lower_offsets.push_back(y < out.height && x < out.width ? (y * out.width + x) * columns : -1);
+                made->lower_offsets.push_back(y < out.height && x < out.width ? (y * out.width + x) * columns
+                                                                              : -1);
             }
         }
         const int all = made->tiles * made->images;
@@ -476,7 +487,8 @@ plan_buffer add_conv(Plan &plan, const plan_conv &conv) {
             for (int c = 0; c < int(within.size()); c++)
                 for (int tap = 0; tap < taps; tap++)
                     for (int o = 0; o < conv.outputs; o++)
-                        made->weights_.at(0, begin + tap * buffer.channels() + within[c], o) = weight(o, first + c)[tap];
+                        made->weights_.at(0, begin + tap * buffer.channels() + within[c], o) =
+                            weight(o, first + c)[tap];
             first += int(within.size());
             begin += taps * buffer.channels();
         }
@@ -551,8 +563,10 @@ void place_buffers(Plan &plan) {
     for (Buffer *buffer : order) {
         std::vector<Buffer *> rivals;
         for (Buffer *other : placed)
-            if (other->first_use <= buffer->last_use && buffer->first_use <= other->last_use) rivals.push_back(other);
-        std::sort(rivals.begin(), rivals.end(), [](const Buffer *a, const Buffer *b) { return a->offset < b->offset; });
+            if (other->first_use <= buffer->last_use && buffer->first_use <= other->last_use)
+                rivals.push_back(other);
+        std::sort(rivals.begin(), rivals.end(),
+                  [](const Buffer *a, const Buffer *b) { return a->offset < b->offset; });
         size_t offset = 0;
         for (Buffer *rival : rivals) {
             if (offset + buffer->floats() <= rival->offset) break;
@@ -600,12 +614,14 @@ void project(const Plan &plan, const Run &run, Team &team, int thread) {
     end.out_image = plan.added_width;
     end.bias = plan.added_bias.data();
     end.scale = 1;
-    const Product product = {&source, 1, 1, run.zeros, plan.added_weights.data(), depth, plan.added_width, &end, nullptr};
+    const Product product = {&source,          1,    1,      run.zeros, plan.added_weights.data(), depth,
+                             plan.added_width, &end, nullptr};
     const Share share((plan.added_width + plan.set.panel - 1) / plan.set.panel, thread, team.size);
     if (plan.added_width > 0) plan.set.multiply(product, 0, run.rows, int(share.begin), int(share.count));
 }
 
-void run_plan(Plan &plan, const float *x, int batch, const float *embedding, int rows, const int32_t *row, float *out) {
+void run_plan(Plan &plan, const float *x, int batch, const float *embedding, int rows, const int32_t *row,
+              float *out) {
     require(plan.result >= 0, "finished before it runs");
     const Buffer &in = plan.buffers[plan.input], &result = plan.buffers[plan.result];
     const int threads = omp_get_max_threads();
@@ -682,7 +698,8 @@ void diffusion_plan_free(diffusion_plan *plan) {
     delete plan;
 }
 
-char *diffusion_plan_input(diffusion_plan *plan, int32_t channels, int32_t height, int32_t width, plan_buffer *out) {
+char *diffusion_plan_input(diffusion_plan *plan, int32_t channels, int32_t height, int32_t width,
+                           plan_buffer *out) {
     return guarded([&] {
         auto step = std::make_unique<InputStep>();
         *out = plan->input = step->writes = plan->add(Buffer{height, width, {channels}});
@@ -696,8 +713,8 @@ char *diffusion_plan_projection(diffusion_plan *plan, const float *weight, const
         const std::vector<int> sizes(parts, outputs);
         const auto where = places(sizes);
         const int channels = parts * padded(outputs), width = plan->embedding_width;
-        Projection made{std::vector<float>(size_t(channels) * width), std::vector<float>(channels), plan->added_width,
-                        channels};
+        Projection made{std::vector<float>(size_t(channels) * width), std::vector<float>(channels),
+                        plan->added_width, channels};
         for (size_t c = 0; c < where.size(); c++) {
             std::memcpy(&made.weight[size_t(where[c]) * width], weight + c * width, width * sizeof(float));
             made.bias[where[c]] = bias[c];
@@ -725,14 +742,14 @@ char *diffusion_plan_finish(diffusion_plan *plan, plan_buffer result) {
     return guarded([&] { finish(*plan, result); });
 }
 
-char *diffusion_plan_run(diffusion_plan *plan, const float *x, int32_t batch, const float *embedding, int32_t rows,
-                         const int32_t *row, float *out) {
+char *diffusion_plan_run(diffusion_plan *plan, const float *x, int32_t batch, const float *embedding,
+                         int32_t rows, const int32_t *row, float *out) {
     return guarded([&] { run_plan(*plan, x, batch, embedding, rows, row, out); });
 }
 
 size_t diffusion_plan_floats(const diffusion_plan *plan) {
-    size_t sum = plan->arena.size() + plan->lifted_memory.size() + plan->products_memory.size() + plan->partial.size() +
-                 plan->added_weights.size();
+    size_t sum = plan->arena.size() + plan->lifted_memory.size() + plan->products_memory.size() +
+                 plan->partial.size() + plan->added_weights.size();
     for (const auto &step : plan->steps)
         sum += step->weights();
     return sum;

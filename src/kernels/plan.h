@@ -1,6 +1,6 @@
-// An inference plan: a network as a list of steps over buffers in one arena, its weights laid out for the kernels.
-// The interface for src/torch/plan.rs: functions return NULL or the text of an error, to be freed with
-// diffusion_shim_free.
+// An inference plan: a network as a list of steps over buffers in one arena, its weights laid out for the
+// kernels. The interface for src/torch/plan.rs: functions return NULL or the text of an error, to be freed
+// with diffusion_shim_free.
 #pragma once
 
 #include <stdbool.h>
@@ -39,7 +39,8 @@ typedef struct plan_norm {
 
 char *diffusion_plan_new(int32_t embedding_width, diffusion_plan **plan);
 void diffusion_plan_free(diffusion_plan *plan);
-char *diffusion_plan_input(diffusion_plan *plan, int32_t channels, int32_t height, int32_t width, plan_buffer *out);
+char *diffusion_plan_input(diffusion_plan *plan, int32_t channels, int32_t height, int32_t width,
+                           plan_buffer *out);
 // A linear map of the embedding: weight [parts * outputs, embedding_width], bias [parts * outputs].
 char *diffusion_plan_projection(diffusion_plan *plan, const float *weight, const float *bias, int32_t parts,
                                 int32_t outputs, int32_t *projection);
@@ -50,10 +51,10 @@ char *diffusion_plan_attention(diffusion_plan *plan, plan_buffer qkv, int32_t he
                                plan_buffer *out);
 // Ends the making of a plan; `result` is what it computes.
 char *diffusion_plan_finish(diffusion_plan *plan, plan_buffer result);
-// x [batch, channels, height, width] and the activated embeddings [rows, embedding_width], of which image i has
-// number row[i] -> out [batch, channels, height, width].
-char *diffusion_plan_run(diffusion_plan *plan, const float *x, int32_t batch, const float *embedding, int32_t rows,
-                         const int32_t *row, float *out);
+// x [batch, channels, height, width] and the activated embeddings [rows, embedding_width], of which image i
+// has number row[i] -> out [batch, channels, height, width].
+char *diffusion_plan_run(diffusion_plan *plan, const float *x, int32_t batch, const float *embedding,
+                         int32_t rows, const int32_t *row, float *out);
 // Floats that the plan holds: weights and working memory.
 size_t diffusion_plan_floats(const diffusion_plan *plan);
 

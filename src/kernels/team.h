@@ -1,5 +1,5 @@
-// The threads that run a plan together, from its first step to its last: one OpenMP team, with a barrier that costs
-// less than a microsecond where all are running and gives way where they are not.
+// The threads that run a plan together, from its first step to its last: one OpenMP team, with a barrier that
+// costs less than a microsecond where all are running and gives way where they are not.
 #pragma once
 
 #include <omp.h>

@@ -1,5 +1,6 @@
-// A vector of floats as wide as the instruction set that this translation unit is compiled for, in the language
-// of GCC's and Clang's vector extensions: the kernels are written once and compiled once for each instruction set.
+// A vector of floats as wide as the instruction set that this translation unit is compiled for, in the
+// language of GCC's and Clang's vector extensions: the kernels are written once and compiled once for each
+// instruction set.
 #pragma once
 
 #include <cstdint>
@@ -40,8 +41,8 @@ static inline vec smaller(vec a, vec b) {
     return a < b ? a : b;
 }
 
-// e^x to 2 units in the last place, for x in [-87, 88]; beyond, the value at the end of that range. The reduction
-// and the polynomial are those of Cephes' expf.
+// e^x to 2 units in the last place, for x in [-87, 88]; beyond, the value at the end of that range. The
+// reduction and the polynomial are those of Cephes' expf.
 static inline vec exponential(vec x) {
     x = smaller(larger(x, splat(-87.0f)), splat(88.0f));
     // Adding 1.5 * 2^23 rounds to an integer, which is then in the low bits.

@@ -1,11 +1,13 @@
 // Convolutions by fewer multiplications (Winograd; Lavin and Gray, arXiv 1509.09308): tiles of the input are
-// "lifted" to points*points numbers each, which are multiplied by likewise lifted weights, summed over the channels
-// by one matrix product for each point, and "lowered" to the tile of the output.
+// "lifted" to points*points numbers each, which are multiplied by likewise lifted weights, summed over the
+// channels by one matrix product for each point, and "lowered" to the tile of the output.
 //
-//   F4       3x3, 4x4 outputs from 6x6 inputs: 36 products for what takes 144. The points are 0, +-1/sqrt 2, +-sqrt 2 and
+//   F4       3x3, 4x4 outputs from 6x6 inputs: 36 products for what takes 144. The points are 0, +-1/sqrt 2,
+//   +-sqrt 2 and
 //            infinity, which round better than the paper's 0, +-1, +-2.
 //   F2       3x3, 2x2 outputs from 4x4 inputs: 16 products for what takes 36. Its weights are 16/36 of F4's.
-//   Doubled  3x3 on an image whose pixels were doubled, read from the small image: 2x2 outputs from 3x3 pixels, 9 products
+//   Doubled  3x3 on an image whose pixels were doubled, read from the small image: 2x2 outputs from 3x3
+//   pixels, 9 products
 //            for what takes 36. Along a line y0 = a*x0 + (b+c)*x1 and y1 = (a+b)*x1 + c*x2 share (a+b+c)*x1.
 #pragma once
 
@@ -111,7 +113,8 @@ static void lower_tiles(const Lower &lower, int first, int tiles) {
         const float *from = lower.products + static_cast<int64_t>(tile) * lower.channels;
         float *out = end.out + image * end.out_image;
         const float *residual = end.residual == nullptr ? nullptr : end.residual + image * end.residual_image;
-        const float *added = end.added == nullptr ? nullptr : end.added + end.added_row[image] * end.added_stride;
+        const float *added =
+            end.added == nullptr ? nullptr : end.added + end.added_row[image] * end.added_stride;
         for (int c = 0; c < lower.channels; c += width) {
             vec bias = load(end.bias + c);
             if (added != nullptr) bias += load(added + c);
