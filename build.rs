@@ -11,6 +11,7 @@ fn main() {
             "LIBTORCH must name a libtorch 2.11.0 folder: `make libtorch` fetches one (see README.md)",
         ));
     shim(&libtorch);
+    kernels();
     link(&libtorch);
 }
 
@@ -50,11 +51,47 @@ fn shim(libtorch: &Path) {
         .compile("diffusion_shim");
 }
 
+/// The inference plan (src/kernels): the kernels once for each instruction set, the rest for any processor.
+fn kernels() {
+    println!("cargo:rerun-if-changed=src/kernels");
+    let compiler = || {
+        let mut build = cc::Build::new();
+        build.cpp(true).pic(true).std("c++17").warnings(true).opt_level(3).flag("-fvisibility=hidden");
+        build
+    };
+    let sets: [(&str, &[&str]); 3] = [
+        (
+            "avx512",
+            &["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma", "-mprefer-vector-width=512"],
+        ),
+        ("avx2", &["-mavx2", "-mfma"]),
+        ("portable", &[]),
+    ];
+    for (name, flags) in sets {
+        let mut build = compiler();
+        for flag in flags {
+            build.flag(flag);
+        }
+        build
+            .flag("-ffp-contract=fast")
+            .define("KERNELS", name)
+            .file("src/kernels/kernels.cpp")
+            .compile(&format!("diffusion_kernels_{name}"));
+    }
+    compiler()
+        .flag("-fopenmp")
+        .file("src/kernels/dispatch.cpp")
+        .file("src/kernels/plan.cpp")
+        .compile("diffusion_plan");
+}
+
 fn link(libtorch: &Path) {
     let lib = libtorch.join("lib");
     println!("cargo:rustc-link-search=native={}", lib.display());
     println!("cargo:rustc-link-lib=dylib=torch_cpu");
     println!("cargo:rustc-link-lib=dylib=c10");
+    // The same libgomp that libtorch_cpu.so needs.
+    println!("cargo:rustc-link-lib=dylib=gomp");
     let version = env::var("CARGO_PKG_VERSION_MAJOR").expect("cargo sets CARGO_PKG_VERSION_MAJOR");
     for argument in [
         // libtorch_cuda must never be NEEDED: it is opened when CUDA is asked for, so that one build serves both.

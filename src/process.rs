@@ -3,6 +3,7 @@
 //! A process belongs to one thread at a time. [`crate::engine`] gives each a thread of its own and batches sampling
 //! requests; used directly, a process does one thing after the other.
 
+use std::cell::RefCell;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -18,7 +19,7 @@ use crate::torch::{self, GradGuard};
 use crate::training::grad_scaler::GradScaler;
 use crate::training::trainer::{Accumulated, StepContext, Trainer};
 use crate::training::{check_learning_rate, Precision, TrainingConfig};
-use crate::unet::{ClassEmbedding, DiffusionModel, Parameters, UnetConfig};
+use crate::unet::{ClassEmbedding, DiffusionModel, InferencePlan, Parameters, UnetConfig};
 use crate::{Error, Result};
 
 /// The most levels that a process's U-Net may have.
@@ -244,6 +245,15 @@ struct TrainingMeta {
     config: TrainingConfig,
 }
 
+/// What is known of the inference plan of the weights as they are.
+enum Planned {
+    /// Not made since the weights changed.
+    Not,
+    /// This network, or this machine, has none.
+    Never,
+    Made(Box<InferencePlan>),
+}
+
 /// A diffusion model: its schedule, U-Net, optimizer and device.
 pub struct DiffusionProcess {
     config: ProcessConfig,
@@ -251,6 +261,8 @@ pub struct DiffusionProcess {
     trainer: Trainer,
     /// A view of the weights to sample with.
     model: DiffusionModel,
+    /// Those weights laid out for sampling: made when first needed, dropped when they change.
+    plan: RefCell<Planned>,
     device: Device,
     log: Vec<String>,
 }
@@ -307,7 +319,8 @@ impl DiffusionProcess {
         let trainer = Trainer::new(&config.unet, parameters, &config.training, device)?;
         let model = DiffusionModel::new(&config.unet, trainer.sampling_parameters())?;
         let log = schedule.warning().into_iter().collect();
-        Ok(DiffusionProcess { config, schedule, trainer, model, device, log })
+        let plan = RefCell::new(Planned::Not);
+        Ok(DiffusionProcess { config, schedule, trainer, model, plan, device, log })
     }
 
     /// Writes a checkpoint folder; a crash leaves the old or the new one.
@@ -435,6 +448,7 @@ impl DiffusionProcess {
         }
         trainer.step = meta.step;
         trainer.calls = meta.calls;
+        self.weights_changed();
         Ok(())
     }
 
@@ -497,10 +511,39 @@ impl DiffusionProcess {
     /// label, which has been checked.
     pub fn denoise(&self, x: &Tensor, timesteps: &[f64], class_labels: Option<&[i64]>) -> Result<Tensor> {
         let _no_grad = GradGuard::set(false);
+        if class_labels.is_none() {
+            if let Some(output) = self.denoise_planned(x, timesteps)? {
+                return Ok(output);
+            }
+        }
         let timesteps = Tensor::f_from_slice(timesteps)?.f_to_kind(Kind::Float)?.f_to_device(self.device)?;
         let labels = class_labels.map(Tensor::f_from_slice).transpose()?;
         let labels = labels.map(|labels| labels.f_to_device(self.device)).transpose()?;
         Ok(self.model.forward(x, &timesteps, labels.as_ref(), None)?.f_to_kind(Kind::Float)?)
+    }
+
+    /// [`Self::denoise`] by the inference plan, where the network has one.
+    fn denoise_planned(&self, x: &Tensor, timesteps: &[f64]) -> Result<Option<Tensor>> {
+        let mut plan = self.plan.borrow_mut();
+        if matches!(*plan, Planned::Not) {
+            let size = self.config.image_size();
+            let made = InferencePlan::new(&self.model, size, size)?;
+            *plan = made.map_or(Planned::Never, |plan| Planned::Made(Box::new(plan)));
+        }
+        match &mut *plan {
+            Planned::Made(plan) if plan.fits(&x.size()) => {
+                Ok(Some(plan.forward(&self.model, x, timesteps)?))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Has the plan made anew when it is next needed: to be called by whatever changes weights.
+    fn weights_changed(&mut self) {
+        let plan = self.plan.get_mut();
+        if matches!(plan, Planned::Made(_)) {
+            *plan = Planned::Not;
+        }
     }
 
     /// Samples one image for each stream, all in lock step; `[streams, channels, height, width]` in [-1, 1].
@@ -554,7 +597,9 @@ impl DiffusionProcess {
             want_loss,
             cancelled,
         };
-        self.trainer.train_step(&images, &context)
+        let loss = self.trainer.train_step(&images, &context);
+        self.weights_changed();
+        loss
     }
 
     /// Training steps taken.
@@ -596,6 +641,7 @@ impl DiffusionProcess {
             ));
         }
         to.f_copy_(&Tensor::f_from_slice(values)?.f_view(to.size().as_slice())?)?;
+        self.weights_changed();
         Ok(())
     }
 

@@ -2,6 +2,8 @@
 //!
 //! One of the two places with `unsafe`. The C++ side is `shim.cpp`; its exceptions arrive here as [`Error`]s.
 
+pub mod plan;
+
 use std::ffi::{c_char, c_void, CStr, CString};
 use std::path::PathBuf;
 

@@ -10,6 +10,7 @@
 //! attention.rs   self-attention over the pixels of a feature map
 //! blocks.rs      a level on the way down, the middle, a level on the way up
 //! model.rs       DiffusionModel: the way of an image through all of it
+//! plan.rs        InferencePlan: the same network laid out for the CPU kernels of src/kernels
 //! ```
 //!
 //! A [`DiffusionModel`] is a view: it shares the storage of the [`Parameters`] that it was made from, so that an
@@ -23,6 +24,7 @@ mod embedding;
 mod layers;
 mod model;
 mod parameters;
+mod plan;
 mod resnet;
 mod scope;
 
@@ -31,3 +33,4 @@ pub use config::{
 };
 pub use model::{DiffusionModel, Dropout};
 pub use parameters::{Init, ParameterSpec, Parameters};
+pub use plan::InferencePlan;

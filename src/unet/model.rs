@@ -127,8 +127,7 @@ impl DiffusionModel {
             true => Some(x.f_mul_scalar(2.0)?.f_sub_scalar(1.0)?),
             false => None,
         };
-        let embedding = self.embedding.forward(timesteps, class_labels)?; // [B, E]
-        let embedding = self.config.act.forward(&embedding)?;
+        let embedding = self.embed(timesteps, class_labels)?;
         let given = Conditioning { embedding: &embedding, dropout };
 
         let mut h = self.conv_in.forward(centred.as_ref().unwrap_or(x))?;
@@ -149,6 +148,11 @@ impl DiffusionModel {
             TimeEmbedding::Positional => Ok(out),
             TimeEmbedding::Fourier => Ok(out.f_div(&timesteps.f_reshape([-1, 1, 1, 1])?)?),
         }
+    }
+
+    /// The activated embedding of timesteps [B] and labels, which all residual blocks read: [B, E].
+    pub(super) fn embed(&self, timesteps: &Tensor, class_labels: Option<&Tensor>) -> Result<Tensor> {
+        self.config.act.forward(&self.embedding.forward(timesteps, class_labels)?)
     }
 
     fn check(&self, x: &Tensor, timesteps: &Tensor, labels: Option<&Tensor>) -> Result<()> {

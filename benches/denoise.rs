@@ -1,0 +1,68 @@
+//! One evaluation of google/ddpm-cifar10-32's network: the plain path and the inference plan, alternately.
+//!
+//! With one thread (OMP_NUM_THREADS=1) the thread's own processor time is told as well, which other programs on the
+//! machine disturb less.
+
+use std::time::Instant;
+
+use diffusion::unet::{DiffusionModel, InferencePlan, Parameters, UnetConfig};
+use tch::{Device, Kind, Tensor};
+
+fn main() {
+    let _no_grad = tch::no_grad_guard();
+    let rounds: usize = std::env::var("ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(20);
+    let mut config = UnetConfig::from_hidden_dims(32, 3, &[128, 256, 256, 256]).expect("widths");
+    config.sample_size = 32;
+    let parameters = Parameters::init(&config, 1, Device::Cpu).expect("weights");
+    let model = DiffusionModel::new(&config, &parameters).expect("a model");
+    let begin = Instant::now();
+    let mut plan = InferencePlan::new(&model, 32, 32).expect("a plan").expect("a network that is covered");
+    println!("the plan was made in {:.0} ms, {} MB", begin.elapsed().as_secs_f64() * 1e3, plan.bytes() >> 20);
+    for batch in [1i64, 8] {
+        let x = Tensor::randn([batch, 3, 32, 32], (Kind::Float, Device::Cpu));
+        let timesteps = vec![500.0; batch as usize];
+        let tensor = Tensor::from_slice(&timesteps).to_kind(Kind::Float);
+        let (mut plain, mut planned) = (Vec::new(), Vec::new());
+        let mut difference = 0f64;
+        for _ in 0..rounds {
+            let begin = Clock::start();
+            let a = model.forward(&x, &tensor, None, None).expect("an output");
+            plain.push(begin.ms());
+            let begin = Clock::start();
+            let b = plan.forward(&model, &x, &timesteps).expect("an output");
+            planned.push(begin.ms());
+            let largest = a.abs().max().double_value(&[]);
+            difference = difference.max((a - b).abs().max().double_value(&[]) / largest);
+        }
+        println!("batch {batch}: plain {}, plan {}, difference {difference:.1e}", text(plain), text(planned));
+    }
+}
+
+/// Time by the wall and by this thread's processor.
+struct Clock(Instant, f64);
+
+impl Clock {
+    fn start() -> Self {
+        Clock(Instant::now(), busy_ms())
+    }
+
+    fn ms(&self) -> (f64, f64) {
+        (self.0.elapsed().as_secs_f64() * 1e3, busy_ms() - self.1)
+    }
+}
+
+fn busy_ms() -> f64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    text.split(' ').next().and_then(|ns| ns.parse::<f64>().ok()).unwrap_or(0.0) / 1e6
+}
+
+fn text(times: Vec<(f64, f64)>) -> String {
+    let sorted = |which: fn(&(f64, f64)) -> f64| {
+        let mut values: Vec<f64> = times.iter().map(which).collect();
+        values.sort_by(f64::total_cmp);
+        values
+    };
+    let (wall, busy) = (sorted(|t| t.0), sorted(|t| t.1));
+    let middle = wall.len() / 2;
+    format!("{:.1} ms (median {:.1}; processor {:.1}, {:.1})", wall[0], wall[middle], busy[0], busy[middle])
+}
