@@ -99,7 +99,7 @@ func TestWrongParameters(t *testing.T) {
 		}
 	}
 	problemOf(t, postJSON(t, s.url+"/batch", `{"textures":[`+strings.Repeat(" ", maxBody)), http.StatusRequestEntityTooLarge)
-	problemOf(t, do(t, client(t), newRequest(t, "POST", s.url+"/batch", "{}", "Content-Type", "text/plain")),
+	problemOf(t, do(t, client(), newRequest(t, "POST", s.url+"/batch", "{}", "Content-Type", "text/plain")),
 		http.StatusUnsupportedMediaType)
 	if images := s.metric(t, "texture_images_total"); images != 0 {
 		t.Errorf("%v textures were made of nonsense", images)
@@ -112,7 +112,7 @@ func TestMethodsAndPaths(t *testing.T) {
 		{"POST", "/texture", "GET, HEAD"}, {"DELETE", "/texture", "GET, HEAD"}, {"GET", "/batch", "POST"},
 		{"PUT", "/events", "GET, HEAD"}, {"POST", "/", "GET, HEAD"}, {"BREW", "/healthz", "GET, HEAD"},
 	} {
-		r := do(t, client(t), newRequest(t, test.method, s.url+test.path, ""))
+		r := do(t, client(), newRequest(t, test.method, s.url+test.path, ""))
 		problemOf(t, r, http.StatusMethodNotAllowed)
 		if got := r.header.Get("Allow"); got != test.allow {
 			t.Errorf("%s %s: Allow is %q, want %q", test.method, test.path, got, test.allow)
@@ -161,7 +161,7 @@ func TestSameTextureFromAnyReplica(t *testing.T) {
 	seen := map[string]string{etag: path}
 	for _, path := range []string{"?seed=12&steps=6&size=16", "?seed=11&steps=7&size=16", "?seed=11&steps=6&size=24",
 		"?seed=11&steps=6&size=16&format=rgba"} {
-		r := do(t, client(t), newRequest(t, "HEAD", one.url+"/texture"+path, ""))
+		r := do(t, client(), newRequest(t, "HEAD", one.url+"/texture"+path, ""))
 		if tag := r.header.Get("ETag"); r.status != http.StatusOK || tag == "" || seen[tag] != "" {
 			t.Errorf("HEAD %s: %d, ETag %q as of %s", path, r.status, tag, seen[tag])
 		} else {

@@ -28,7 +28,7 @@ func hold(t *testing.T, s *service) (let func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	request := newRequest(t, "GET", fmt.Sprintf("%s/texture?steps=%d&size=8", s.url, endlessSteps), "").WithContext(ctx)
-	visitor := client(t)
+	visitor := client()
 	go func() {
 		defer close(done)
 		if response, err := visitor.Do(request); err == nil {
@@ -80,7 +80,7 @@ func TestOverload(t *testing.T) {
 		t.Errorf("%v textures rejected, want 5", rejected)
 	}
 	// What costs nothing works all the same, and an overloaded server is neither ill nor unready.
-	etag := do(t, client(t), newRequest(t, "HEAD", s.url+"/texture?steps=1", "")).header.Get("ETag")
+	etag := do(t, client(), newRequest(t, "HEAD", s.url+"/texture?steps=1", "")).header.Get("ETag")
 	if r := fetch(t, s.url+"/texture?steps=1", "If-None-Match", etag); r.status != http.StatusNotModified {
 		t.Errorf("304 under load: %d", r.status)
 	}
@@ -172,7 +172,7 @@ func TestSlowClients(t *testing.T) {
 	// A texture takes longer than any of these times: nothing cuts it off as long as the client reads.
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	response, err := client(t).Do(newRequest(t, "GET", fmt.Sprintf("%s/events?steps=%d", s.url, endlessSteps), "").WithContext(ctx))
+	response, err := client().Do(newRequest(t, "GET", fmt.Sprintf("%s/events?steps=%d", s.url, endlessSteps), "").WithContext(ctx))
 	must(t, err)
 	defer response.Body.Close()
 	reader, until := bufio.NewReader(response.Body), time.Now().Add(4*short.write)
@@ -197,7 +197,7 @@ func TestPanics(t *testing.T) {
 	if !strings.Contains(s.log.String(), "a bug") || !strings.Contains(s.log.String(), "crowd_test.go") {
 		t.Error("the log does not say where")
 	}
-	response, err := client(t).Get(s.url + "/late")
+	response, err := client().Get(s.url + "/late")
 	if err == nil {
 		_, err = io.ReadAll(response.Body)
 		response.Body.Close()

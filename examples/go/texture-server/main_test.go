@@ -141,11 +141,9 @@ func start(t *testing.T, o options, change ...func(*server)) *service {
 	return s
 }
 
-// client has connections of its own, so that closing them leaves no goroutine behind.
-func client(t testing.TB) *http.Client {
-	transport := &http.Transport{MaxIdleConnsPerHost: 64}
-	t.Cleanup(transport.CloseIdleConnections)
-	return &http.Client{Transport: transport, Timeout: watchdog}
+// client keeps no connection, and so no goroutine, when its request is over.
+func client() *http.Client {
+	return &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: watchdog}
 }
 
 // reply is an answer, read whole.
@@ -177,12 +175,12 @@ func newRequest(t testing.TB, method, url, body string, headers ...string) *http
 
 func fetch(t testing.TB, url string, headers ...string) reply {
 	t.Helper()
-	return do(t, client(t), newRequest(t, http.MethodGet, url, "", headers...))
+	return do(t, client(), newRequest(t, http.MethodGet, url, "", headers...))
 }
 
 func postJSON(t testing.TB, url, body string) reply {
 	t.Helper()
-	return do(t, client(t), newRequest(t, http.MethodPost, url, body, "Content-Type", "application/json"))
+	return do(t, client(), newRequest(t, http.MethodPost, url, body, "Content-Type", "application/json"))
 }
 
 // problemOf checks that an answer is a problem of this status, and returns it.

@@ -1,0 +1,3 @@
+module texture-server/tests
+
+go 1.24
