@@ -78,7 +78,12 @@ func open(t *testing.T) *browser {
 		options = append(options, chromedp.ExecPath(path))
 	}
 	ctx, endProcess := chromedp.NewExecAllocator(context.Background(), options...)
-	ctx, endTab := chromedp.NewContext(ctx)
+	ctx, endTab := chromedp.NewContext(ctx, chromedp.WithErrorf(func(format string, arguments ...any) {
+		// A Chromium that is newer than the protocol's Go types has values that they do not know.
+		if text := fmt.Sprintf(format, arguments...); !strings.HasPrefix(text, "could not unmarshal event") {
+			t.Log(text)
+		}
+	}))
 	ctx, endTime := context.WithTimeout(ctx, watchdog)
 	t.Cleanup(func() {
 		endTime()
@@ -320,11 +325,11 @@ func TestPage(t *testing.T) {
 	for _, name := range names {
 		t.Errorf("a control has no name: %s", name)
 	}
-	b.do(t, chromedp.Evaluate(`document.activeElement.blur(); window.visited = []; addEventListener("focusin", (e) => visited.push(e.target.id))`, nil))
-	for range 9 {
+	b.do(t, chromedp.Evaluate(`document.querySelector("#seed").focus(); window.visited = ["seed"]; addEventListener("focusin", (e) => visited.push(e.target.id))`, nil))
+	for range 5 {
 		b.do(t, chromedp.KeyEvent("\t"))
 	}
-	if visited := eval[string](t, b, `visited.join()`); !strings.Contains(visited, "seed,random,steps,size,count,make") {
+	if visited := eval[string](t, b, `visited.join()`); visited != "seed,random,steps,size,count,make" {
 		t.Errorf("Tab goes to %s", visited)
 	}
 
