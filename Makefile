@@ -21,6 +21,7 @@ LINK := -Iinclude -Ibindings/cpp -Lbuild/lib -ldiffusion -Wl,-rpath,$(CURDIR)/bu
 
 .PHONY: help all libtorch header examples demo test check test-setup test-rust test-c test-cpp test-examples test-go bench \
 	goldens model clean
+.PHONY: godot-plugin test-godot
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -32,6 +33,7 @@ libtorch: $(LIBTORCH_READY) ## Fetch libtorch 2.11.0 (131 MB) into .libtorch
 
 .libtorch/manifest: scripts/fetch_libtorch.py
 	@$(PYTHON) scripts/fetch_libtorch.py
+	@touch $@
 
 RUST_SOURCES := $(shell find src -type f) build.rs cbindgen.toml Cargo.toml Cargo.lock
 
@@ -81,7 +83,7 @@ demo: build/examples/make_textures ## Sample 16 textures from the model in model
 export OMP_WAIT_POLICY ?= passive
 
 # Each target below can be run alone.
-test: check test-setup test-rust test-c test-cpp test-examples test-go ## Everything that CI runs
+test: check test-setup test-rust test-c test-cpp test-examples test-go test-install ## Everything that CI runs
 	@echo "all tests passed"
 
 check: $(LIBTORCH_READY) ## Formatting and lints
@@ -151,6 +153,30 @@ test-server: build/examples/texture-server ## The texture service over loopback,
 load-server: $(LIBRARY) ## The texture service with thousands of clients (not in make test)
 	cd $(SERVER) && TEXTURE_VISITORS=$(or $(VISITORS),5000) $(GO) test -count=1 -timeout 1h -run TestCrowd -v .
 
+# --- The Godot plugin -----------------------------------------------------------------------------------------------
+
+GODOT_SOURCES := $(wildcard examples/godot/src/*.[ch])
+GODOT_PLUGIN := examples/godot/addons/diffusion/bin/libdiffusion_godot.so
+
+godot-plugin: $(GODOT_PLUGIN) ## Fill examples/godot/addons/diffusion, which a Godot project takes as its addons/diffusion
+
+# Godot itself writes the header of its extensions.
+build/godot/gdextension_interface.h:
+	@mkdir -p $(@D)
+	@godot="$$(scripts/ensure_godot.sh)" && cd $(@D) && \
+		"$$(printf '%s' "$$godot" | sed -n 's/^godot=//p')" --headless --dump-gdextension-interface >godot.log
+
+# Not linked with libdiffusion: examples/godot/src/library.h says why. Godot may unload the plugin while a thread of it ends.
+build/godot/libdiffusion_godot.so: $(GODOT_SOURCES) include/diffusion.h build/godot/gdextension_interface.h
+	$(CC) $(CFLAGS) -std=gnu11 $(WARNINGS) -fPIC -fvisibility=hidden -Iinclude -isystem build/godot -shared \
+		-Wl,-z,nodelete,-z,defs $(filter %.c,$^) -ldl -pthread -o $@
+
+$(GODOT_PLUGIN): build/godot/libdiffusion_godot.so $(LIBRARY) scripts/godot_plugin.sh
+	scripts/godot_plugin.sh build/godot/libdiffusion_godot.so $(LIBRARY)
+
+test-godot: $(LIBRARY) ## The Godot plugin, headless and on a virtual screen; passes, and says so, where no Godot can be had
+	tests/godot/run.sh
+
 # --- Figures, models, goldens ---------------------------------------------------------------------------------------
 
 build/benches/%: benches/%.cpp $(CXX_HEADERS) $(LIBRARY)
@@ -176,6 +202,33 @@ model: build/examples/train_textures data/freedoom/SOURCE.txt ## Train models/te
 # What models/textures was trained with.
 MODEL_FLAGS := --scale-down 2 --size 32 --hidden-dims 32,64,128 --augment wrap,flip --steps 4000 --batch 32 \
 	--learning-rate 0.0005 --warmup 200 --cosine-decay --ema 0.999 --clip 1 --prediction velocity --precision bf16 --seed 1
+
+# --- Installing and releasing (docs/INSTALL.md) -----------------------------------------------------------------------
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+VERSION := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml | head -n 1)
+RELEASE := libdiffusion-$(VERSION)-linux-x86_64
+
+.PHONY: install dist test-install
+
+install: $(LIBRARY) ## Install into PREFIX (/usr/local), below DESTDIR if that is set
+	scripts/install.sh "$(DESTDIR)$(PREFIX)" share/diffusion
+
+# The same sources make the same bytes: names sorted, nobody's user, the time of the last commit.
+dist: $(LIBRARY) ## Make the relocatable tarball in build/dist
+	rm -rf build/dist
+	scripts/install.sh build/dist/$(RELEASE) .
+	tar -C build/dist --sort=name --owner=0 --group=0 --numeric-owner \
+		--mtime=@$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null || date +%s)} -cf - $(RELEASE) | \
+		gzip -n >build/dist/$(RELEASE).tar.gz.part
+	mv build/dist/$(RELEASE).tar.gz.part build/dist/$(RELEASE).tar.gz
+	rm -r build/dist/$(RELEASE)
+	@ls -sh build/dist/$(RELEASE).tar.gz
+
+test-install: dist ## The tarball, unpacked in a strange folder and moved, as C, C++ and Go programs use it
+	scripts/ensure_install_tools.sh cmake pkg-config
+	tests/install/run.sh build/dist/$(RELEASE).tar.gz
 
 clean: ## Remove what was built, not what was fetched
 	rm -rf build out target

@@ -34,3 +34,8 @@ pub mod training;
 pub mod unet;
 
 pub use error::{Error, Result};
+
+/// Compiles the Rust program in docs/INSTALL.md, which is not part of the package.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/INSTALL.md")]
+struct InstallGuide;

@@ -16,7 +16,7 @@ use crate::sampler::SamplerParams;
 use crate::schedule::NoiseSchedule;
 use crate::torch::{self, GradGuard};
 use crate::training::grad_scaler::GradScaler;
-use crate::training::trainer::{StepContext, Trainer};
+use crate::training::trainer::{Accumulated, StepContext, Trainer};
 use crate::training::{check_learning_rate, Precision, TrainingConfig};
 use crate::unet::{ClassEmbedding, DiffusionModel, Parameters, UnetConfig};
 use crate::{Error, Result};
@@ -140,6 +140,29 @@ impl ProcessConfig {
         }
     }
 
+    /// Checks that there are class labels where the network has classes, that there are none where not, and that each
+    /// is one of them.
+    pub fn check_class_labels(&self, labels: Option<&[i64]>) -> Result<()> {
+        match (classes(&self.unet), labels) {
+            (None, None) => Ok(()),
+            (None, Some(_)) => {
+                Err(Error::argument("class_labels", "given", "NULL: this network has no classes"))
+            }
+            (Some(_), None) => {
+                Err(Error::NullPointer("class_labels", "the class of each image, which this network needs"))
+            }
+            (Some(classes), Some(labels)) => {
+                match labels.iter().enumerate().find(|(_, l)| !classes.contains(l)) {
+                    None => Ok(()),
+                    Some((i, label)) => {
+                        let allowed = format!("in {}..={}", classes.start(), classes.end());
+                        Err(Error::argument(&format!("class_labels[{i}]"), label, allowed))
+                    }
+                }
+            }
+        }
+    }
+
     /// Checks that each timestep exists.
     pub fn check_timesteps(&self, timesteps: &[i64]) -> Result<()> {
         let steps = self.scheduler.schedule.noise_steps;
@@ -150,6 +173,16 @@ impl ProcessConfig {
                 Err(Error::argument(&format!("timesteps[{i}]"), value, format!("in 0..{steps}")))
             }
         }
+    }
+}
+
+/// The classes that a network knows.
+fn classes(unet: &UnetConfig) -> Option<std::ops::RangeInclusive<i64>> {
+    match unet.class_embedding {
+        ClassEmbedding::None => None,
+        ClassEmbedding::Table(classes) => Some(0..=classes as i64 - 1),
+        // Embedded like a timestep, in f32: whole up to here.
+        ClassEmbedding::Timestep | ClassEmbedding::Identity => Some(0..=1 << 24),
     }
 }
 
@@ -202,6 +235,8 @@ impl ParameterInfo {
 #[derive(Serialize, Deserialize)]
 struct TrainingMeta {
     step: u64,
+    calls: u64,
+    accumulated_calls: u64,
     seed: u64,
     learning_rate: f64,
     gradient_scale: Option<f64>,
@@ -294,9 +329,17 @@ impl DiffusionProcess {
             tensors.extend(named.map(|((name, _), value)| (format!("{kind}.{name}"), value.shallow_clone())));
         }
         tensors.push(("adam_step".into(), trainer.adam.step.shallow_clone()));
+        if let Some(accumulated) = &trainer.accumulated {
+            let named = trainer.parameters.trainable().zip(&accumulated.gradients);
+            tensors
+                .extend(named.map(|((name, _), sum)| (format!("accumulated.{name}"), sum.shallow_clone())));
+            tensors.push(("accumulated_loss".into(), accumulated.loss.shallow_clone()));
+        }
         let scaler = trainer.scaler.as_ref();
         let meta = TrainingMeta {
             step: trainer.step,
+            calls: trainer.calls,
+            accumulated_calls: trainer.accumulated.as_ref().map_or(0, |accumulated| accumulated.calls),
             seed: self.config.seed,
             learning_rate: trainer.adam.learning_rate,
             gradient_scale: scaler.map(|s| s.scale.f_double_value(&[])).transpose()?,
@@ -353,6 +396,7 @@ impl DiffusionProcess {
             into.shallow_clone().f_copy_(&value)?;
             Ok(())
         };
+        let mut sums = Vec::new();
         for (i, name) in names.iter().enumerate() {
             if let (true, Some(weights)) = (saved.ema_decay > 0.0, trainer.parameters.get(name)) {
                 take_into("weights", name, weights)?;
@@ -361,10 +405,26 @@ impl DiffusionProcess {
             {
                 take_into("exp_avg", name, first)?;
                 take_into("exp_avg_sq", name, second)?;
+                if meta.accumulated_calls > 0 {
+                    let sum = first.f_empty_like()?;
+                    take_into("accumulated", name, &sum)?;
+                    sums.push(sum);
+                }
             }
         }
-        if let Some(step) = found.remove("adam_step") {
-            trainer.adam.step = step.f_view([])?.f_to_kind(Kind::Float)?.f_to_device(device)?;
+        let mut take_scalar = |name: &str| -> Result<Tensor> {
+            let value = found.remove(name).filter(|value| value.numel() == 1).ok_or_else(|| {
+                Error::format(path, format!("the training state has no tensor {name} of one number"))
+            })?;
+            Ok(value.f_view([])?.f_to_kind(Kind::Float)?.f_to_device(device)?)
+        };
+        trainer.adam.step = take_scalar("adam_step")?;
+        if meta.accumulated_calls > 0 {
+            trainer.accumulated = Some(Accumulated {
+                gradients: sums,
+                loss: take_scalar("accumulated_loss")?,
+                calls: meta.accumulated_calls,
+            });
         }
         if let (Some(scaler), Some(scale)) = (&mut trainer.scaler, meta.gradient_scale) {
             *scaler = GradScaler::restore(scale, meta.growth_tracker.unwrap_or(0), device)?;
@@ -374,6 +434,7 @@ impl DiffusionProcess {
             trainer.adam.learning_rate = meta.learning_rate;
         }
         trainer.step = meta.step;
+        trainer.calls = meta.calls;
         Ok(())
     }
 
@@ -419,26 +480,42 @@ impl DiffusionProcess {
     }
 
     /// The network's answer for noisy `images` at `timesteps`, with the weights that sampling uses.
-    pub fn predict_noise(&self, images: &[f32], timesteps: &[i64]) -> Result<Vec<f32>> {
+    /// `class_labels`, one for each image, where the network has classes.
+    pub fn predict_noise(
+        &self,
+        images: &[f32],
+        timesteps: &[i64],
+        class_labels: Option<&[i64]>,
+    ) -> Result<Vec<f32>> {
         self.config.check_timesteps(timesteps)?;
+        self.config.check_class_labels(class_labels)?;
         let timesteps: Vec<f64> = timesteps.iter().map(|&t| t as f64).collect();
-        to_vec(&self.denoise(&self.to_tensor(images)?, &timesteps)?)
+        to_vec(&self.denoise(&self.to_tensor(images)?, &timesteps, class_labels)?)
     }
 
-    /// [`Self::predict_noise`] on tensors: `x` `[batch, channels, height, width]`, a timestep for each.
-    pub fn denoise(&self, x: &Tensor, timesteps: &[f64]) -> Result<Tensor> {
+    /// [`Self::predict_noise`] on tensors: `x` `[batch, channels, height, width]`, a timestep for each, and a class
+    /// label, which has been checked.
+    pub fn denoise(&self, x: &Tensor, timesteps: &[f64], class_labels: Option<&[i64]>) -> Result<Tensor> {
         let _no_grad = GradGuard::set(false);
         let timesteps = Tensor::f_from_slice(timesteps)?.f_to_kind(Kind::Float)?.f_to_device(self.device)?;
-        Ok(self.model.forward(x, &timesteps, None, None)?.f_to_kind(Kind::Float)?)
+        let labels = class_labels.map(Tensor::f_from_slice).transpose()?;
+        let labels = labels.map(|labels| labels.f_to_device(self.device)).transpose()?;
+        Ok(self.model.forward(x, &timesteps, labels.as_ref(), None)?.f_to_kind(Kind::Float)?)
     }
 
     /// Samples one image for each stream, all in lock step; `[streams, channels, height, width]` in [-1, 1].
-    pub fn sample(&self, params: &SamplerParams, streams: &[Stream]) -> Result<Vec<f32>> {
+    pub fn sample(
+        &self,
+        params: &SamplerParams,
+        streams: &[Stream],
+        class_labels: Option<&[i64]>,
+    ) -> Result<Vec<f32>> {
+        self.config.check_class_labels(class_labels)?;
         let mut sampler = params.build(&self.schedule)?;
         let mut draw = 0;
         let mut x = self.normal(streams, draw)?;
         while let Some(t) = sampler.timestep() {
-            let output = self.denoise(&x, &vec![t; streams.len()])?;
+            let output = self.denoise(&x, &vec![t; streams.len()], class_labels)?;
             x = sampler.step(&x, &output, &mut || {
                 draw += 1;
                 self.normal(streams, draw)
@@ -456,16 +533,20 @@ impl DiffusionProcess {
         self.to_tensor(&values)
     }
 
-    /// One training step on `images` `[batch, channels, height, width]`; the loss, if wanted or free. `cancelled` is
-    /// asked before anything changes.
+    /// One training step, or one of the `accumulation_steps` parts of one, on `images`
+    /// `[batch, channels, height, width]` with a class label for each where the network has classes; the loss, if
+    /// wanted or free. `cancelled` is asked before anything changes.
     pub fn train_step(
         &mut self,
         images: &[f32],
+        class_labels: Option<&[i64]>,
         want_loss: bool,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Option<f32>> {
+        self.config.check_class_labels(class_labels)?;
         let images = self.to_tensor(images)?;
         let context = StepContext {
+            class_labels,
             config: &self.config.training,
             schedule: &self.schedule,
             prediction: self.config.scheduler.prediction,
@@ -481,7 +562,7 @@ impl DiffusionProcess {
         self.trainer.step
     }
 
-    /// The optimizer's learning rate.
+    /// The optimizer's learning rate, before warm-up and decay.
     pub fn learning_rate(&self) -> f64 {
         self.trainer.adam.learning_rate
     }
@@ -554,9 +635,10 @@ fn check_supported(unet: &UnetConfig) -> std::result::Result<(), String> {
             "out_channels is {outputs}: must be in_channels ({inputs}); learned variances are not supported"
         ));
     }
-    if unet.class_embedding != ClassEmbedding::None {
+    if unet.class_embedding == ClassEmbedding::Identity {
         return Err(
-            "the network has class embeddings (class_embed_type or num_class_embeds): must have none".into(),
+            "class_embed_type is \"identity\": must be null or \"timestep\"; classes are whole numbers"
+                .into(),
         );
     }
     let (levels, most) = (unet.block_out_channels.len(), MAX_LEVELS);

@@ -226,6 +226,22 @@ impl NoiseSchedule {
         Ok(log.exp() / -log.exp_m1())
     }
 
+    /// What the loss of a network that predicts `prediction` weighs at a timestep, in Min-SNR-`gamma` (arXiv 2303.09556,
+    /// section 3.4): min(snr, gamma), divided by what that kind of target weighs by itself: 1 for the image, snr for
+    /// the noise, snr + 1 for the velocity.
+    ///
+    /// # Errors
+    /// Those of [`Self::snr`].
+    pub fn min_snr_weight(&self, timestep: i64, gamma: f64, prediction: Prediction) -> Result<f64> {
+        let snr = self.snr(timestep)?;
+        Ok(match prediction {
+            Prediction::Sample => snr.min(gamma),
+            // Not min(snr, gamma) / snr, which is 0 / 0 where nothing of the image is left.
+            Prediction::Epsilon => (gamma / snr).min(1.0),
+            Prediction::Velocity => snr.min(gamma) / (snr + 1.0),
+        })
+    }
+
     /// x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) eps, with image i at `timesteps[i]`.
     ///
     /// `images` and `noise` are `[batch, channels, height, width]` on one device; so is the result.

@@ -385,16 +385,18 @@ struct SampleParams {
         timeout = std::chrono::milliseconds(defaults.timeout_ms);
     }
 
-    std::int32_t method = 0;                ///< DIFFUSION_METHOD_*
-    std::size_t num_samples = 0;            ///< images to make, 1..=1048576
-    std::uint64_t seed = 0;                 ///< image i is determined by (seed, i)
-    std::vector<std::uint64_t> seeds;       ///< empty, or num_samples seeds: image i is image 0 of seeds[i]
-    std::vector<float> initial_noise;       ///< empty, or [num_samples, channels, image_size, image_size]
-    std::int32_t steps = 0;                 ///< denoising steps, 1..=noise_steps; 0: the method's default
-    std::int32_t spacing = 0;               ///< DIFFUSION_SPACING_* or DIFFUSION_DEFAULT
-    double eta = 0;                         ///< DDIM's eta in [0, 1]
-    std::int32_t variance = 0;              ///< DIFFUSION_VARIANCE_* or DIFFUSION_DEFAULT
-    std::int32_t clip_sample = 0;           ///< 0, 1 or DIFFUSION_DEFAULT
+    std::int32_t method = 0;           ///< DIFFUSION_METHOD_*
+    std::size_t num_samples = 0;       ///< images to make, 1..=1048576
+    std::uint64_t seed = 0;            ///< image i is determined by (seed, i)
+    std::vector<std::uint64_t> seeds;  ///< empty, or num_samples seeds: image i is image 0 of seeds[i]
+    std::vector<float> initial_noise;  ///< empty, or [num_samples, channels, image_size, image_size]
+    std::vector<std::int64_t>
+        class_labels;              ///< of a network with classes: the class of each image; else empty
+    std::int32_t steps = 0;        ///< denoising steps, 1..=noise_steps; 0: the method's default
+    std::int32_t spacing = 0;      ///< DIFFUSION_SPACING_* or DIFFUSION_DEFAULT
+    double eta = 0;                ///< DDIM's eta in [0, 1]
+    std::int32_t variance = 0;     ///< DIFFUSION_VARIANCE_* or DIFFUSION_DEFAULT
+    std::int32_t clip_sample = 0;  ///< 0, 1 or DIFFUSION_DEFAULT
     bool use_clipped_model_output = false;  ///< DDIM: recompute the noise from the clipped estimate
     std::int32_t format = 0;                ///< DIFFUSION_FORMAT_*
     double dynamic_thresholding = 0;        ///< percentile in (0, 1); 0: off
@@ -413,6 +415,8 @@ struct SampleParams {
         params.seeds_len = seeds.size();
         params.initial_noise = initial_noise.empty() ? nullptr : initial_noise.data();
         params.initial_noise_len = initial_noise.size();
+        params.class_labels = class_labels.empty() ? nullptr : class_labels.data();
+        params.class_labels_len = class_labels.size();
         params.steps = steps;
         params.spacing = spacing;
         params.eta = eta;
@@ -741,6 +745,17 @@ class Process {
                                       timesteps.size(), out.data(), out.size()));
     }
 
+    /// As above, for a network with classes: class_labels [batch], each in 0..num_class_embeds.
+    std::vector<float> predict_noise(span<const float> images, span<const std::int64_t> timesteps,
+                                     span<const std::int64_t> class_labels) const {
+        require_one_each(class_labels, timesteps.size());
+        std::vector<float> out(images.size());
+        check(diffusion_predict_noise_with_classes(handle_, images.data(), images.size(), timesteps.data(),
+                                                   class_labels.data(), timesteps.size(), out.data(),
+                                                   out.size()));
+        return out;
+    }
+
     /// Images [num_samples, channels, image_size, image_size] by DDPM ancestral sampling over all
     /// noise_steps.
     std::vector<float> sample(std::size_t num_samples, std::uint64_t seed = 0) const {
@@ -828,6 +843,15 @@ class Process {
     float train_step(span<const float> images) {
         float loss = 0;
         check(diffusion_train_step(handle_, images.data(), images.size(), batch_of(images), &loss));
+        return loss;
+    }
+
+    /// As above, for a network with classes: class_labels [batch], each in 0..num_class_embeds.
+    float train_step(span<const float> images, span<const std::int64_t> class_labels) {
+        require_one_each(class_labels, batch_of(images));
+        float loss = 0;
+        check(diffusion_train_step_with_classes(handle_, images.data(), images.size(), class_labels.data(),
+                                                class_labels.size(), &loss));
         return loss;
     }
 
@@ -926,6 +950,14 @@ class Process {
     // The batch that so many floats are; a remainder makes the library say which length it needs.
     std::size_t batch_of(span<const float> images) const noexcept {
         return image_len_ == 0 ? 0 : (images.size() + image_len_ - 1) / image_len_;
+    }
+
+    // The C functions read as many labels as there are images.
+    static void require_one_each(span<const std::int64_t> class_labels, std::size_t images) {
+        if (class_labels.size() != images) {
+            throw InvalidArgument("class_labels has " + std::to_string(class_labels.size()) +
+                                  " entries: must have " + std::to_string(images) + ", one for each image");
+        }
     }
 
     static std::shared_ptr<detail::ProgressState> attach_progress(const SampleParams &params,

@@ -134,6 +134,13 @@ func configToC(function string, config *Config) (C.diffusion_config, error) {
 	c.weight_decay = C.double(config.WeightDecay)
 	c.gradient_clip = C.double(config.GradientClip)
 	c.ema_decay = C.double(config.EMADecay)
+	c.loss = C.int32_t(config.Loss)
+	c.num_class_embeds = n.int32("num_class_embeds", config.NumClassEmbeds)
+	c.huber_delta = C.double(config.HuberDelta)
+	c.min_snr_gamma = C.double(config.MinSNRGamma)
+	c.warmup_steps = C.int64_t(config.WarmupSteps)
+	c.decay_steps = C.int64_t(config.DecaySteps)
+	c.accumulation_steps = C.int64_t(config.AccumulationSteps)
 	return c, n.err
 }
 
@@ -166,6 +173,13 @@ func configFromC(c *C.diffusion_config) Config {
 		WeightDecay:         float64(c.weight_decay),
 		GradientClip:        float64(c.gradient_clip),
 		EMADecay:            float64(c.ema_decay),
+		Loss:                Loss(c.loss),
+		NumClassEmbeds:      int(c.num_class_embeds),
+		HuberDelta:          float64(c.huber_delta),
+		MinSNRGamma:         float64(c.min_snr_gamma),
+		WarmupSteps:         int(c.warmup_steps),
+		DecaySteps:          int(c.decay_steps),
+		AccumulationSteps:   int(c.accumulation_steps),
 	}
 	levels := min(max(int(c.hidden_dims_len), 0), len(c.hidden_dims))
 	for _, dims := range c.hidden_dims[:levels] {
@@ -300,6 +314,7 @@ func paramsToC(function string, params *SampleParams) (C.diffusion_sample_params
 	c.seed = C.uint64_t(params.Seed)
 	c.seeds_len = C.size_t(len(params.Seeds))
 	c.initial_noise_len = C.size_t(len(params.InitialNoise))
+	c.class_labels_len = C.size_t(len(params.ClassLabels))
 	c.steps = n.int32("steps", params.Steps)
 	c.spacing = C.int32_t(params.Spacing)
 	c.eta = C.double(params.Eta)
@@ -332,6 +347,12 @@ func abiPredictNoise(process uintptr, images []float32, timesteps []int64, out [
 		floats(out), C.size_t(len(out))))
 }
 
+func abiPredictNoiseWithClasses(process uintptr, images []float32, timesteps, classLabels []int64, out []float32) error {
+	return check("diffusion_predict_noise_with_classes", C.diffusion_go_predict_noise_with_classes(
+		C.uintptr_t(process), floats(images), C.size_t(len(images)), steps(timesteps), steps(classLabels),
+		C.size_t(len(timesteps)), floats(out), C.size_t(len(out))))
+}
+
 func abiSample(process uintptr, numSamples int, seed uint64, out []float32) error {
 	const function = "diffusion_sample"
 	n := narrow{function: function}
@@ -362,7 +383,7 @@ func abiSampleWith(process uintptr, params *SampleParams, out []byte) error {
 	}
 	return check(function, C.diffusion_go_sample_with(
 		C.uintptr_t(process), c, (*C.uint64_t)(given(params.Seeds)), (*C.float)(given(params.InitialNoise)),
-		unsafe.Pointer(unsafe.SliceData(out)), C.size_t(len(out))))
+		(*C.int64_t)(given(params.ClassLabels)), unsafe.Pointer(unsafe.SliceData(out)), C.size_t(len(out))))
 }
 
 func abiSampleSize(process uintptr, params *SampleParams) (int, error) {
@@ -385,7 +406,7 @@ func abiSampleSubmit(process uintptr, params *SampleParams, link callbackRef) (u
 	var job C.uintptr_t
 	err = check(function, C.diffusion_go_sample_submit(
 		C.uintptr_t(process), c, (*C.uint64_t)(given(params.Seeds)), (*C.float)(given(params.InitialNoise)),
-		C.uintptr_t(link), &job))
+		(*C.int64_t)(given(params.ClassLabels)), C.uintptr_t(link), &job))
 	return uintptr(job), err
 }
 
@@ -434,6 +455,12 @@ func abiTrainStep(process uintptr, images []float32, batch int, loss *float32) e
 	}
 	return check(function, C.diffusion_go_train_step(
 		C.uintptr_t(process), floats(images), C.size_t(len(images)), count, (*C.float)(loss)))
+}
+
+func abiTrainStepWithClasses(process uintptr, images []float32, classLabels []int64, loss *float32) error {
+	return check("diffusion_train_step_with_classes", C.diffusion_go_train_step_with_classes(
+		C.uintptr_t(process), floats(images), C.size_t(len(images)), steps(classLabels), C.size_t(len(classLabels)),
+		(*C.float)(loss)))
 }
 
 func abiGetStepCount(process uintptr) (uint64, error) {

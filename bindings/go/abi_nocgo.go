@@ -43,7 +43,10 @@ func abiAddNoise(uintptr, []float32, []int64, uint64, []float32, []float32) erro
 	return unreachable()
 }
 func abiPredictNoise(uintptr, []float32, []int64, []float32) error { return unreachable() }
-func abiSample(uintptr, int, uint64, []float32) error              { return unreachable() }
+func abiPredictNoiseWithClasses(uintptr, []float32, []int64, []int64, []float32) error {
+	return unreachable()
+}
+func abiSample(uintptr, int, uint64, []float32) error { return unreachable() }
 func abiSampleDDIM(uintptr, int, int, float32, uint64, []float32) error {
 	return unreachable()
 }
@@ -58,6 +61,7 @@ func abiJobPreview(uintptr, []byte) (uint64, error)                        { ret
 func abiJobFetch(uintptr, []byte) error                                    { return unreachable() }
 func abiJobDestroy(uintptr) error                                          { return unreachable() }
 func abiTrainStep(uintptr, []float32, int, *float32) error                 { return unreachable() }
+func abiTrainStepWithClasses(uintptr, []float32, []int64, *float32) error  { return unreachable() }
 func abiGetStepCount(uintptr) (uint64, error)                              { return 0, unreachable() }
 func abiGetLearningRate(uintptr) (float64, error)                          { return 0, unreachable() }
 func abiSetLearningRate(uintptr, float64) error                            { return unreachable() }

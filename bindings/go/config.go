@@ -37,6 +37,20 @@ type Config struct {
 	WeightDecay    float64   // >= 0. Default 0
 	GradientClip   float64   // the gradient's norm is clipped to this, > 0; 0: no clipping. Default 0
 	EMADecay       float64   // decay of the weights' moving average, which sampling uses, [0, 1); 0: none. Default 0
+
+	Loss        Loss    // default LossMSE
+	HuberDelta  float64 // the difference at which LossHuber becomes linear, > 0. Default 1
+	MinSNRGamma float64 // Min-SNR weighting (arXiv 2303.09556), 5 in the paper; 0: off. Default 0
+	WarmupSteps int     // optimizer steps over which the learning rate rises from 0. Default 0
+	// DecaySteps is the optimizer step at which the learning rate has come down to 0 along half a cosine, more than
+	// WarmupSteps; or 0: it stays. Default 0.
+	DecaySteps int
+	// AccumulationSteps is how many calls of TrainStep make one optimizer step, >= 1. Default 1.
+	AccumulationSteps int
+
+	// NumClassEmbeds is the number of classes of a class-conditional network, or ClassesAsTimesteps; 0: it has none.
+	// With classes, training and sampling need the class of each image. Default 0.
+	NumClassEmbeds int
 }
 
 // DefaultConfig returns the defaults that the fields' comments name. Without a library it returns the zero Config,

@@ -133,6 +133,22 @@
 #define DIFFUSION_PRECISION_BF16 2
 
 /**
+ * diffusion_config.loss: the mean of squared differences (arXiv 2006.11239).
+ */
+#define DIFFUSION_LOSS_MSE 0
+
+/**
+ * diffusion_config.loss: Huber's: half the square of a difference up to huber_delta, linear beyond.
+ */
+#define DIFFUSION_LOSS_HUBER 1
+
+/**
+ * diffusion_config.num_class_embeds: labels are any whole numbers, embedded as timesteps are (diffusers'
+ * class_embed_type "timestep").
+ */
+#define DIFFUSION_CLASSES_AS_TIMESTEPS -1
+
+/**
  * diffusion_get_schedule: beta, the variance of the noise that step t adds.
  */
 #define DIFFUSION_TABLE_BETA 0
@@ -494,7 +510,7 @@ typedef struct diffusion_config {
      */
     int32_t mixed_precision;
     /**
-     * Step size of the optimizer, > 0. Default 0.0001.
+     * Step size of the optimizer, > 0, before warmup_steps and decay_steps. Default 0.0001.
      */
     double learning_rate;
     /**
@@ -521,6 +537,37 @@ typedef struct diffusion_config {
      * Decay of the moving average of the weights, with which sampling is done, [0, 1); 0: none. Default 0.
      */
     double ema_decay;
+    /**
+     * One of DIFFUSION_LOSS_*. Default MSE.
+     */
+    int32_t loss;
+    /**
+     * The classes of a class-conditional network, 1..=1000000, or DIFFUSION_CLASSES_AS_TIMESTEPS; 0: it has no
+     * classes. With classes, training and sampling need the class of each image. Default 0.
+     */
+    int32_t num_class_embeds;
+    /**
+     * The difference at which the Huber loss becomes linear, > 0. Default 1.
+     */
+    double huber_delta;
+    /**
+     * Min-SNR weighting (arXiv 2303.09556): each image's loss is weighed by its timestep's signal-to-noise ratio, cut
+     * off here, for the prediction_type; 5 is the paper's choice; 0: off. >= 0. Default 0.
+     */
+    double min_snr_gamma;
+    /**
+     * Optimizer steps over which the learning rate rises linearly from 0, >= 0. Default 0.
+     */
+    int64_t warmup_steps;
+    /**
+     * The optimizer step, counted from the first of all, at which the learning rate has come down to 0 along half a
+     * cosine (arXiv 1608.03983); more than warmup_steps, or 0: it stays as it is. Default 0.
+     */
+    int64_t decay_steps;
+    /**
+     * Calls of diffusion_train_step that make one optimizer step, with the mean of their gradients, >= 1. Default 1.
+     */
+    int64_t accumulation_steps;
 } diffusion_config;
 
 /**
@@ -628,6 +675,14 @@ typedef struct diffusion_sample_params {
      * Passed to progress.
      */
     void *user_data;
+    /**
+     * The class of each image, num_samples of them, for a network with classes; NULL for one without. Default NULL.
+     */
+    const int64_t *class_labels;
+    /**
+     * The number of entries in class_labels: num_samples, or 0 where class_labels is NULL.
+     */
+    size_t class_labels_len;
 } diffusion_sample_params;
 
 /**
@@ -891,6 +946,24 @@ int32_t diffusion_predict_noise(struct diffusion_process *process,
                                 size_t out_len);
 
 /**
+ * As diffusion_predict_noise, for a network with classes: class_labels [batch] has the class of each image, in
+ * 0..num_class_embeds (any whole number up to 2^24 with DIFFUSION_CLASSES_AS_TIMESTEPS).
+ *
+ * Errors: as diffusion_predict_noise, and INVALID_ARGUMENT (a label that does not exist, or the network has no
+ * classes).
+ *
+ * Pointers: As diffusion_predict_noise; `class_labels` is NULL or points to `batch` readable numbers.
+ */
+int32_t diffusion_predict_noise_with_classes(struct diffusion_process *process,
+                                             const float *images,
+                                             size_t len,
+                                             const int64_t *timesteps,
+                                             const int64_t *class_labels,
+                                             size_t batch,
+                                             float *out,
+                                             size_t out_len);
+
+/**
  * Samples images by DDPM ancestral sampling over all noise_steps.
  *
  * out: float [num_samples, channels, image_size, image_size] in [-1, 1]; out_len must be exactly that. Image i is
@@ -1039,17 +1112,19 @@ int32_t diffusion_job_preview(struct diffusion_job *job,
 int32_t diffusion_job_destroy(struct diffusion_job *job);
 
 /**
- * One optimizer step on a batch of images: a random timestep for each, add_noise, the U-Net's prediction, mean
- * squared error, backpropagation, clipping, optimizer, moving average.
+ * One optimizer step on a batch of images: a random timestep for each, add_noise, the U-Net's prediction, the loss,
+ * backpropagation, clipping, optimizer, moving average. With config.accumulation_steps above 1 so many calls make
+ * one step: the earlier ones only add to its gradient.
  *
  * images: float [batch, channels, image_size, image_size], meant to be in [-1, 1]; images_len must be exactly that.
- * loss may be NULL: on CUDA the call then need not wait for the device. Timesteps and noise are determined by
- * config.seed and the step count. Waits for the sampling jobs submitted before; those submitted later see the new
+ * loss, that of these images, may be NULL: on CUDA the call then need not wait for the device. Timesteps and noise are
+ * determined by config.seed and the number of calls so far. Waits for the sampling jobs submitted before; those submitted later see the new
  * weights.
  *
  * With f16, a step whose gradients overflow changes no weight, lowers the gradient scale and succeeds.
- * Errors: INVALID_HANDLE, INVALID_ARGUMENT (batch is 0), NULL_POINTER, BUFFER_SIZE, NON_FINITE (images, or with
- * f32 and bf16 the loss: no weight has changed), CANCELLED (no weight has changed), OUT_OF_MEMORY.
+ * Errors: INVALID_HANDLE, INVALID_ARGUMENT (batch is 0), NULL_POINTER (also where the network has classes, which
+ * diffusion_train_step_with_classes takes), BUFFER_SIZE, NON_FINITE (images, or with f32 and bf16 the loss: nothing has
+ * changed), CANCELLED (nothing has changed), OUT_OF_MEMORY.
  *
  * Pointers: `images` is NULL or points to images_len readable floats; `loss` is NULL or valid for a write.
  */
@@ -1060,7 +1135,22 @@ int32_t diffusion_train_step(struct diffusion_process *process,
                              float *loss);
 
 /**
- * Writes how many training steps have been taken since the weights were made, those before the last save included.
+ * As diffusion_train_step, for a network with classes: class_labels [batch] has the class of each image, in
+ * 0..num_class_embeds (any whole number up to 2^24 with DIFFUSION_CLASSES_AS_TIMESTEPS).
+ *
+ * Errors: as diffusion_train_step, and INVALID_ARGUMENT (a label that does not exist, or the network has no classes).
+ *
+ * Pointers: As diffusion_train_step; `class_labels` is NULL or points to `batch` readable numbers.
+ */
+int32_t diffusion_train_step_with_classes(struct diffusion_process *process,
+                                          const float *images,
+                                          size_t images_len,
+                                          const int64_t *class_labels,
+                                          size_t batch,
+                                          float *loss);
+
+/**
+ * Writes how many optimizer steps have been taken since the weights were made, those before the last save included.
  *
  * Errors: INVALID_HANDLE, NULL_POINTER.
  *
@@ -1069,7 +1159,7 @@ int32_t diffusion_train_step(struct diffusion_process *process,
 int32_t diffusion_get_step_count(struct diffusion_process *process, uint64_t *steps);
 
 /**
- * Writes the optimizer's learning rate.
+ * Writes the optimizer's learning rate, before warmup_steps and decay_steps.
  *
  * Errors: INVALID_HANDLE, NULL_POINTER.
  *
@@ -1078,7 +1168,7 @@ int32_t diffusion_get_step_count(struct diffusion_process *process, uint64_t *st
 int32_t diffusion_get_learning_rate(struct diffusion_process *process, double *learning_rate);
 
 /**
- * Sets the optimizer's learning rate, > 0, from the next training step on.
+ * Sets the optimizer's learning rate, > 0, before warmup_steps and decay_steps, from the next training step on.
  *
  * Errors: INVALID_HANDLE, INVALID_ARGUMENT (learning_rate).
  */

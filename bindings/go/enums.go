@@ -42,6 +42,18 @@ const (
 	PredictionVelocity Prediction = 2 // "velocity": arXiv 2202.00512
 )
 
+// Loss is what training minimises.
+type Loss int32
+
+// What a Config may name.
+const (
+	LossMSE   Loss = 0 // "mse": the mean of squared differences (arXiv 2006.11239)
+	LossHuber Loss = 1 // "huber": half the square of a difference up to HuberDelta, linear beyond
+)
+
+// ClassesAsTimesteps is a Config.NumClassEmbeds: labels are any whole numbers, embedded as timesteps are.
+const ClassesAsTimesteps = -1
+
 // Optimizer is how TrainStep changes the weights.
 type Optimizer int32
 
@@ -172,6 +184,7 @@ var (
 	scheduleNames   = enum{"beta schedule", 0, []string{"cosine", "linear", "cosine-ramp", "scaled-linear", "sigmoid", "given"}}
 	predictionNames = enum{"prediction", 0, []string{"epsilon", "sample", "velocity"}}
 	optimizerNames  = enum{"optimizer", 0, []string{"adam", "adamw"}}
+	lossNames       = enum{"loss", 0, []string{"mse", "huber"}}
 	precisionNames  = enum{"precision", 0, []string{"f32", "f16", "bf16"}}
 	tableNames      = enum{"table", 0, []string{"beta", "alpha", "alpha-cumprod", "sqrt-alpha-cumprod", "sqrt-one-minus-alpha-cumprod"}}
 	methodNames     = enum{"method", 0, []string{"ddpm", "ddim", "dpm-solver++", "dpm-solver++-sde", "unipc", "euler", "heun"}}
@@ -238,6 +251,15 @@ func (v Prediction) MarshalText() ([]byte, error) { return predictionNames.marsh
 func (v *Prediction) UnmarshalText(text []byte) error {
 	return predictionNames.unmarshal(text, (*int32)(v))
 }
+
+// String returns the short name.
+func (v Loss) String() string { return lossNames.string(int32(v)) }
+
+// MarshalText returns the short name.
+func (v Loss) MarshalText() ([]byte, error) { return lossNames.marshal(int32(v)) }
+
+// UnmarshalText takes the short name.
+func (v *Loss) UnmarshalText(text []byte) error { return lossNames.unmarshal(text, (*int32)(v)) }
 
 // String returns the short name.
 func (v Optimizer) String() string { return optimizerNames.string(int32(v)) }

@@ -10,7 +10,7 @@ import (
 
 func TestEnumNames(t *testing.T) {
 	for _, names := range []enum{
-		deviceNames, scheduleNames, predictionNames, optimizerNames, precisionNames, tableNames, methodNames,
+		deviceNames, scheduleNames, predictionNames, lossNames, optimizerNames, precisionNames, tableNames, methodNames,
 		spacingNames, varianceNames, choiceNames, formatNames, stateNames, weightsNames, levelNames,
 	} {
 		for i, name := range names.names {

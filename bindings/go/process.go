@@ -335,6 +335,23 @@ func (p *Process) PredictNoiseInto(ctx context.Context, images []float32, timest
 	})
 }
 
+// PredictNoiseWithClasses is PredictNoise for a network with classes: classLabels has the class of each image, in
+// 0..NumClassEmbeds.
+func (p *Process) PredictNoiseWithClasses(ctx context.Context, images []float32, timesteps, classLabels []int64) ([]float32, error) {
+	const function = "diffusion_predict_noise_with_classes"
+	if len(classLabels) != len(timesteps) {
+		return nil, argumentError(function, "class_labels has %d entries: must have %d, one for each image", len(classLabels), len(timesteps))
+	}
+	out := like(images)
+	err := p.doContext(ctx, function, func(handle uintptr) error {
+		return abiPredictNoiseWithClasses(handle, images, timesteps, classLabels, out)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func like(images []float32) []float32 {
 	if images == nil {
 		return nil
@@ -491,8 +508,9 @@ func (p *Process) room(function string, params *SampleParams) (*Samples, error) 
 	return samples, err
 }
 
-// TrainStep takes one optimizer step on a batch of images and returns the loss (mean squared error): a random
-// timestep for each image, AddNoise, the U-Net's prediction, backpropagation, clipping, optimizer, moving average.
+// TrainStep takes one optimizer step on a batch of images and returns the loss: a random timestep for each image,
+// AddNoise, the U-Net's prediction, backpropagation, clipping, optimizer, moving average. With
+// Config.AccumulationSteps above 1 so many calls make one step.
 //
 // images: [batch, channels, size, size], meant to be in [-1, 1]. It waits for the sampling jobs submitted before;
 // those submitted later see the new weights. If it returns an error, no weight has changed.
@@ -517,7 +535,20 @@ func (p *Process) TrainStepWithoutLoss(ctx context.Context, images []float32, ba
 	})
 }
 
-// StepCount returns how many training steps have been taken since the weights were made, those before the last Save
+// TrainStepWithClasses is TrainStep for a network with classes: classLabels has the class of each image, in
+// 0..NumClassEmbeds, and so many images there are.
+func (p *Process) TrainStepWithClasses(ctx context.Context, images []float32, classLabels []int64) (float32, error) {
+	var loss float32
+	err := p.doContext(ctx, "diffusion_train_step_with_classes", func(handle uintptr) error {
+		return abiTrainStepWithClasses(handle, images, classLabels, &loss)
+	})
+	if err != nil {
+		return 0, err
+	}
+	return loss, nil
+}
+
+// StepCount returns how many optimizer steps have been taken since the weights were made, those before the last Save
 // included.
 func (p *Process) StepCount() (uint64, error) {
 	var count uint64

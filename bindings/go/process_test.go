@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -19,7 +20,7 @@ func TestDefaults(t *testing.T) {
 	want := Config{
 		ImageSize: 32, Channels: 3, HiddenDims: []int{64, 128, 256},
 		BetaStart: 0.0001, BetaEnd: 0.999, NoiseSteps: 1000, LayersPerBlock: 2, AttentionLevels: -1,
-		LearningRate: 0.0001, AdamBeta1: 0.9, AdamBeta2: 0.999, AdamEpsilon: 1e-8,
+		LearningRate: 0.0001, AdamBeta1: 0.9, AdamBeta2: 0.999, AdamEpsilon: 1e-8, HuberDelta: 1, AccumulationSteps: 1,
 	}
 	if got := DefaultConfig(); !reflect.DeepEqual(got, want) {
 		t.Errorf("DefaultConfig() is\n%+v, want\n%+v", got, want)
@@ -46,6 +47,8 @@ func TestConfigRoundTrip(t *testing.T) {
 		LayersPerBlock: 1, AttentionLevels: 2, AttentionHeadDim: 4, NormNumGroups: 4, Dropout: 0.25,
 		Optimizer: OptimizerAdamW, MixedPrecision: PrecisionBF16, LearningRate: 0.002,
 		AdamBeta1: 0.8, AdamBeta2: 0.99, AdamEpsilon: 1e-7, WeightDecay: 0.01, GradientClip: 0.5, EMADecay: 0.9,
+		Loss: LossHuber, HuberDelta: 0.5, MinSNRGamma: 5, WarmupSteps: 3, DecaySteps: 9, AccumulationSteps: 2,
+		NumClassEmbeds: 7,
 	}
 	p, err := New(want)
 	must(t, err)
@@ -118,26 +121,33 @@ func TestNewWithBetas(t *testing.T) {
 
 func TestNewRefuses(t *testing.T) {
 	for name, change := range map[string]func(*Config){
-		"image_size":       func(c *Config) { c.ImageSize = 0 },
-		"channels":         func(c *Config) { c.Channels = 65 },
-		"hidden_dims_len":  func(c *Config) { c.HiddenDims = nil },
-		"hidden_dims":      func(c *Config) { c.HiddenDims = make([]int, 9) },
-		"hidden_dims[1]":   func(c *Config) { c.HiddenDims[1] = 1 << 33 },
-		"beta_start":       func(c *Config) { c.BetaStart = math.NaN() },
-		"noise_steps":      func(c *Config) { c.NoiseSteps = 1 << 40 },
-		"beta_schedule":    func(c *Config) { c.BetaSchedule = 77 },
-		"device":           func(c *Config) { c.Device = -1 },
-		"layers_per_block": func(c *Config) { c.LayersPerBlock = math.MinInt },
-		"dropout":          func(c *Config) { c.Dropout = 1 },
-		"learning_rate":    func(c *Config) { c.LearningRate = -1 },
-		"norm_num_groups":  func(c *Config) { c.NormNumGroups = 3 },
-		"mixed_precision":  func(c *Config) { c.MixedPrecision = 9 },
-		"attention_levels": func(c *Config) { c.AttentionLevels = 4 },
-		"num_threads":      func(c *Config) { c.NumThreads = 5000 },
-		"max_batch":        func(c *Config) { c.MaxBatch = -1 },
-		"optimizer":        func(c *Config) { c.Optimizer = 5 },
-		"prediction_type":  func(c *Config) { c.PredictionType = 5 },
-		"ema_decay":        func(c *Config) { c.EMADecay = 1 },
+		"image_size":         func(c *Config) { c.ImageSize = 0 },
+		"channels":           func(c *Config) { c.Channels = 65 },
+		"hidden_dims_len":    func(c *Config) { c.HiddenDims = nil },
+		"hidden_dims":        func(c *Config) { c.HiddenDims = make([]int, 9) },
+		"hidden_dims[1]":     func(c *Config) { c.HiddenDims[1] = 1 << 33 },
+		"beta_start":         func(c *Config) { c.BetaStart = math.NaN() },
+		"noise_steps":        func(c *Config) { c.NoiseSteps = 1 << 40 },
+		"beta_schedule":      func(c *Config) { c.BetaSchedule = 77 },
+		"device":             func(c *Config) { c.Device = -1 },
+		"layers_per_block":   func(c *Config) { c.LayersPerBlock = math.MinInt },
+		"dropout":            func(c *Config) { c.Dropout = 1 },
+		"learning_rate":      func(c *Config) { c.LearningRate = -1 },
+		"norm_num_groups":    func(c *Config) { c.NormNumGroups = 3 },
+		"mixed_precision":    func(c *Config) { c.MixedPrecision = 9 },
+		"attention_levels":   func(c *Config) { c.AttentionLevels = 4 },
+		"num_threads":        func(c *Config) { c.NumThreads = 5000 },
+		"max_batch":          func(c *Config) { c.MaxBatch = -1 },
+		"optimizer":          func(c *Config) { c.Optimizer = 5 },
+		"prediction_type":    func(c *Config) { c.PredictionType = 5 },
+		"loss":               func(c *Config) { c.Loss = 2 },
+		"huber_delta":        func(c *Config) { c.HuberDelta = 0 },
+		"min_snr_gamma":      func(c *Config) { c.MinSNRGamma = -1 },
+		"warmup_steps":       func(c *Config) { c.WarmupSteps = -1 },
+		"decay_steps":        func(c *Config) { c.WarmupSteps, c.DecaySteps = 5, 5 },
+		"accumulation_steps": func(c *Config) { c.AccumulationSteps = 0 },
+		"num_class_embeds":   func(c *Config) { c.NumClassEmbeds = -2 },
+		"ema_decay":          func(c *Config) { c.EMADecay = 1 },
 	} {
 		config := tinyConfig()
 		change(&config)
@@ -227,6 +237,48 @@ func TestAddNoiseAndPredict(t *testing.T) {
 }
 
 func second[T any](_ T, err error) error { return err }
+
+func TestClasses(t *testing.T) {
+	p := tiny(t, func(c *Config) { c.NumClassEmbeds = 3; c.LearningRate = 0.01; c.AccumulationSteps = 2 })
+	images, labels := pattern(2), []int64{0, 2}
+	must(t, second(p.TrainStepWithClasses(background, images, labels)))
+	if count, err := p.StepCount(); err != nil || count != 0 {
+		t.Errorf("after half a step StepCount() is %d, %v", count, err)
+	}
+	must(t, second(p.TrainStepWithClasses(background, images, labels)))
+	if count, err := p.StepCount(); err != nil || count != 1 {
+		t.Errorf("StepCount() is %d, %v", count, err)
+	}
+	first, err := p.PredictNoiseWithClasses(background, images, []int64{3, 3}, labels)
+	must(t, err)
+	other, err := p.PredictNoiseWithClasses(background, images, []int64{3, 3}, []int64{1, 2})
+	must(t, err)
+	if slices.Equal(first[:imageLen], other[:imageLen]) || !slices.Equal(first[imageLen:], other[imageLen:]) {
+		t.Error("the class of an image must matter to it, and to it alone")
+	}
+	params := DefaultSampleParams()
+	params.NumSamples, params.Steps, params.ClassLabels = 2, 4, labels
+	both, err := p.SampleWith(background, params)
+	must(t, err)
+	job, err := p.Submit(background, params)
+	must(t, err)
+	defer job.Close()
+	must(t, job.Wait(background))
+	again, err := job.Fetch()
+	must(t, err)
+	same(t, "a job with classes", again.F32, both.F32)
+
+	params.ClassLabels = []int64{0, 3}
+	wantErr(t, second(p.SampleWith(background, params)), ErrInvalidArgument)
+	params.ClassLabels = []int64{0}
+	wantErr(t, second(p.SampleWith(background, params)), ErrBufferSize)
+	wantErr(t, second(p.Sample(background, 1, 0)), ErrNullPointer)
+	wantErr(t, second(p.TrainStep(background, images, 2)), ErrNullPointer)
+	wantErr(t, second(p.PredictNoise(background, images, []int64{3, 3})), ErrNullPointer)
+	wantErr(t, second(p.PredictNoiseWithClasses(background, images, []int64{3, 3}, labels[:1])), ErrInvalidArgument)
+	plain := tiny(t, func(*Config) {})
+	wantErr(t, second(plain.TrainStepWithClasses(background, images, labels)), ErrInvalidArgument)
+}
 
 func TestTraining(t *testing.T) {
 	p := tiny(t, func(c *Config) { c.LearningRate = 0.01; c.EMADecay = 0.5 })

@@ -18,6 +18,8 @@ type SampleParams struct {
 	Seeds []uint64
 	// InitialNoise is empty, or the noise to start from, [NumSamples, channels, size, size], in place of the seeds'.
 	InitialNoise []float32
+	// ClassLabels is the class of each image, NumSamples of them, for a network with classes; empty for one without.
+	ClassLabels []int64
 
 	Steps    int      // denoising steps, 1..=NoiseSteps; 0: 50, and for DDPM NoiseSteps. Default 0
 	Spacing  Spacing  // default SpacingDefault

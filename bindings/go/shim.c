@@ -31,6 +31,7 @@
     X(diffusion_sample_params_init)   \
     X(diffusion_add_noise)            \
     X(diffusion_predict_noise)        \
+    X(diffusion_predict_noise_with_classes) \
     X(diffusion_sample)               \
     X(diffusion_sample_ddim)          \
     X(diffusion_sample_with)          \
@@ -44,6 +45,7 @@
     X(diffusion_job_preview)          \
     X(diffusion_job_destroy)          \
     X(diffusion_train_step)           \
+    X(diffusion_train_step_with_classes) \
     X(diffusion_get_step_count)       \
     X(diffusion_get_learning_rate)    \
     X(diffusion_set_learning_rate)    \
@@ -259,6 +261,13 @@ diffusion_go_result diffusion_go_predict_noise(uintptr_t process, const float *i
     return result(library.diffusion_predict_noise(as_process(process), images, len, timesteps, batch, out, out_len));
 }
 
+diffusion_go_result diffusion_go_predict_noise_with_classes(uintptr_t process, const float *images, size_t len,
+                                                            const int64_t *timesteps, const int64_t *class_labels,
+                                                            size_t batch, float *out, size_t out_len) {
+    return result(library.diffusion_predict_noise_with_classes(as_process(process), images, len, timesteps, class_labels,
+                                                               batch, out, out_len));
+}
+
 diffusion_go_result diffusion_go_sample(uintptr_t process, size_t num_samples, uint64_t seed, float *out,
                                         size_t out_len) {
     return result(library.diffusion_sample(as_process(process), num_samples, seed, out, out_len));
@@ -271,9 +280,11 @@ diffusion_go_result diffusion_go_sample_ddim(uintptr_t process, size_t num_sampl
 }
 
 diffusion_go_result diffusion_go_sample_with(uintptr_t process, diffusion_sample_params params, const uint64_t *seeds,
-                                             const float *initial_noise, void *out, size_t out_bytes) {
+                                             const float *initial_noise, const int64_t *class_labels, void *out,
+                                             size_t out_bytes) {
     params.seeds = seeds;
     params.initial_noise = initial_noise;
+    params.class_labels = class_labels;
     return result(library.diffusion_sample_with(as_process(process), &params, out, out_bytes));
 }
 
@@ -281,16 +292,18 @@ diffusion_go_result diffusion_go_sample_size(uintptr_t process, diffusion_sample
     /* The size does not depend on what the pointers point to. */
     params.seeds_len = 0;
     params.initial_noise_len = 0;
+    params.class_labels_len = 0;
     return result(library.diffusion_sample_size(as_process(process), &params, bytes));
 }
 
 diffusion_go_result diffusion_go_sample_submit(uintptr_t process, diffusion_sample_params params,
-                                               const uint64_t *seeds, const float *initial_noise, uintptr_t link,
-                                               uintptr_t *job) {
+                                               const uint64_t *seeds, const float *initial_noise,
+                                               const int64_t *class_labels, uintptr_t link, uintptr_t *job) {
     diffusion_job *made = NULL;
     diffusion_go_result r;
     params.seeds = seeds;
     params.initial_noise = initial_noise;
+    params.class_labels = class_labels;
     params.progress = link == 0 ? NULL : on_progress;
     params.user_data = (void *)link;
     r = result(library.diffusion_sample_submit(as_process(process), &params, &made));
@@ -329,6 +342,12 @@ diffusion_go_result diffusion_go_job_destroy(uintptr_t job) {
 diffusion_go_result diffusion_go_train_step(uintptr_t process, const float *images, size_t images_len, size_t batch,
                                             float *loss) {
     return result(library.diffusion_train_step(as_process(process), images, images_len, batch, loss));
+}
+
+diffusion_go_result diffusion_go_train_step_with_classes(uintptr_t process, const float *images, size_t images_len,
+                                                         const int64_t *class_labels, size_t batch, float *loss) {
+    return result(library.diffusion_train_step_with_classes(as_process(process), images, images_len, class_labels,
+                                                            batch, loss));
 }
 
 diffusion_go_result diffusion_go_get_step_count(uintptr_t process, uint64_t *steps) {

@@ -59,18 +59,22 @@ diffusion_go_result diffusion_go_add_noise(uintptr_t process, const float *image
                                            size_t noisy_len, float *noise, size_t noise_len);
 diffusion_go_result diffusion_go_predict_noise(uintptr_t process, const float *images, size_t len,
                                                const int64_t *timesteps, size_t batch, float *out, size_t out_len);
+diffusion_go_result diffusion_go_predict_noise_with_classes(uintptr_t process, const float *images, size_t len,
+                                                            const int64_t *timesteps, const int64_t *class_labels,
+                                                            size_t batch, float *out, size_t out_len);
 diffusion_go_result diffusion_go_sample(uintptr_t process, size_t num_samples, uint64_t seed, float *out,
                                         size_t out_len);
 diffusion_go_result diffusion_go_sample_ddim(uintptr_t process, size_t num_samples, int32_t ddim_steps, float eta,
                                              uint64_t seed, float *out, size_t out_len);
 diffusion_go_result diffusion_go_sample_with(uintptr_t process, diffusion_sample_params params, const uint64_t *seeds,
-                                             const float *initial_noise, void *out, size_t out_bytes);
+                                             const float *initial_noise, const int64_t *class_labels, void *out,
+                                             size_t out_bytes);
 diffusion_go_result diffusion_go_sample_size(uintptr_t process, diffusion_sample_params params, size_t *bytes);
 
 /* link is what diffusionGoProgress is given; 0: no progress. */
 diffusion_go_result diffusion_go_sample_submit(uintptr_t process, diffusion_sample_params params,
-                                               const uint64_t *seeds, const float *initial_noise, uintptr_t link,
-                                               uintptr_t *job);
+                                               const uint64_t *seeds, const float *initial_noise,
+                                               const int64_t *class_labels, uintptr_t link, uintptr_t *job);
 diffusion_go_result diffusion_go_job_poll(uintptr_t job, int32_t *state);
 diffusion_go_result diffusion_go_job_wait(uintptr_t job, int64_t timeout_ms);
 diffusion_go_result diffusion_go_job_progress(uintptr_t job, uint64_t *done, uint64_t *total);
@@ -81,6 +85,8 @@ diffusion_go_result diffusion_go_job_destroy(uintptr_t job);
 
 diffusion_go_result diffusion_go_train_step(uintptr_t process, const float *images, size_t images_len, size_t batch,
                                             float *loss);
+diffusion_go_result diffusion_go_train_step_with_classes(uintptr_t process, const float *images, size_t images_len,
+                                                         const int64_t *class_labels, size_t batch, float *loss);
 diffusion_go_result diffusion_go_get_step_count(uintptr_t process, uint64_t *steps);
 diffusion_go_result diffusion_go_get_learning_rate(uintptr_t process, double *learning_rate);
 diffusion_go_result diffusion_go_set_learning_rate(uintptr_t process, double learning_rate);

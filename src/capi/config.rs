@@ -10,8 +10,8 @@ use crate::pixels::Format;
 use crate::process::{check_finite, DeviceChoice, ProcessConfig};
 use crate::sampler::{Method, SamplerParams, Spacing, Variance};
 use crate::schedule::{BetaSchedule, Prediction, ScheduleConfig, MAX_NOISE_STEPS};
-use crate::training::{Optimizer, Precision, TrainingConfig};
-use crate::unet::{BlockKind, UnetConfig};
+use crate::training::{Loss, Optimizer, Precision, TrainingConfig};
+use crate::unet::{BlockKind, ClassEmbedding, UnetConfig};
 use crate::{Error, Result};
 
 const BETA_SCHEDULES: [(i32, BetaSchedule); 5] = [
@@ -42,6 +42,7 @@ const METHODS: [(i32, Method); 7] = [
     (DIFFUSION_METHOD_EULER, Method::Euler),
     (DIFFUSION_METHOD_HEUN, Method::Heun),
 ];
+const LOSSES: [(i32, Loss); 2] = [(DIFFUSION_LOSS_MSE, Loss::Mse), (DIFFUSION_LOSS_HUBER, Loss::Huber)];
 const SPACINGS: [(i32, Spacing); 4] = [
     (DIFFUSION_SPACING_LEADING, Spacing::Leading),
     (DIFFUSION_SPACING_TRAILING, Spacing::Trailing),
@@ -146,6 +147,13 @@ pub(super) fn defaults() -> diffusion_config {
         weight_decay: training.weight_decay,
         gradient_clip: training.gradient_clip,
         ema_decay: training.ema_decay,
+        loss: number(&training.loss, &LOSSES),
+        num_class_embeds: 0,
+        huber_delta: training.huber_delta,
+        min_snr_gamma: training.min_snr_gamma,
+        warmup_steps: training.warmup_steps as i64,
+        decay_steps: training.decay_steps as i64,
+        accumulation_steps: training.accumulation_steps as i64,
     }
 }
 
@@ -251,6 +259,15 @@ fn unet_config(config: &diffusion_config) -> Result<UnetConfig> {
         return Err(Error::argument("dropout", config.dropout, "in [0, 1)"));
     }
     unet.dropout = config.dropout;
+    unet.class_embedding = match config.num_class_embeds {
+        0 => ClassEmbedding::None,
+        DIFFUSION_CLASSES_AS_TIMESTEPS => ClassEmbedding::Timestep,
+        classes @ 1..=1_000_000 => ClassEmbedding::Table(classes as usize),
+        other => {
+            let allowed = "0, in 1..=1000000 or DIFFUSION_CLASSES_AS_TIMESTEPS (-1)";
+            return Err(Error::argument("num_class_embeds", other, allowed));
+        }
+    };
     Ok(unet)
 }
 
@@ -294,7 +311,21 @@ fn training_config(config: &diffusion_config) -> Result<TrainingConfig> {
         weight_decay: config.weight_decay,
         gradient_clip: config.gradient_clip,
         ema_decay: config.ema_decay,
+        loss: pick("loss", config.loss, &LOSSES, "DIFFUSION_LOSS_*")?,
+        huber_delta: config.huber_delta,
+        min_snr_gamma: config.min_snr_gamma,
+        warmup_steps: steps("warmup_steps", config.warmup_steps, 0)?,
+        decay_steps: steps("decay_steps", config.decay_steps, 0)?,
+        accumulation_steps: steps("accumulation_steps", config.accumulation_steps, 1)?,
     })
+}
+
+/// A number of steps.
+fn steps(name: &str, value: i64, least: i64) -> Result<u64> {
+    match value >= least {
+        true => Ok(value as u64),
+        false => Err(Error::argument(name, value, format!("at least {least}"))),
+    }
 }
 
 fn device(config: &diffusion_config) -> Result<DeviceChoice> {
@@ -352,6 +383,17 @@ pub(super) fn from_process_config(config: &ProcessConfig) -> diffusion_config {
         weight_decay: training.weight_decay,
         gradient_clip: training.gradient_clip,
         ema_decay: training.ema_decay,
+        loss: number(&training.loss, &LOSSES),
+        num_class_embeds: match unet.class_embedding {
+            ClassEmbedding::None => 0,
+            ClassEmbedding::Table(classes) => classes as i32,
+            ClassEmbedding::Timestep | ClassEmbedding::Identity => DIFFUSION_CLASSES_AS_TIMESTEPS,
+        },
+        huber_delta: training.huber_delta,
+        min_snr_gamma: training.min_snr_gamma,
+        warmup_steps: training.warmup_steps as i64,
+        decay_steps: training.decay_steps as i64,
+        accumulation_steps: training.accumulation_steps as i64,
     }
 }
 
@@ -414,7 +456,8 @@ impl Overrides {
             layers_per_block,
             attention_levels,
             attention_head_dim,
-            norm_num_groups
+            norm_num_groups,
+            num_class_embeds
         );
         take!(
             given,
@@ -431,7 +474,13 @@ impl Overrides {
             adam_epsilon,
             weight_decay,
             gradient_clip,
-            ema_decay
+            ema_decay,
+            loss,
+            huber_delta,
+            min_snr_gamma,
+            warmup_steps,
+            decay_steps,
+            accumulation_steps
         );
         config.num_threads = within("num_threads", merged.num_threads, 0, 1024)?;
         config.max_batch = within("max_batch", merged.max_batch, 0, 65_536)?;
@@ -467,6 +516,8 @@ pub(super) fn sample_defaults() -> diffusion_sample_params {
         timeout_ms: 0,
         progress: None,
         user_data: std::ptr::null_mut(),
+        class_labels: std::ptr::null(),
+        class_labels_len: 0,
     }
 }
 
@@ -499,6 +550,18 @@ pub(super) unsafe fn sample_request(
         // SAFETY: passed on from the caller.
         seeds = unsafe { input(seeds_in, &need) }?;
     }
+    let mut class_labels = Vec::new();
+    if !params.class_labels.is_null() || params.class_labels_len != 0 {
+        let labels_in = Array {
+            name: "class_labels",
+            pointer: params.class_labels,
+            length: "class_labels_len",
+            len: params.class_labels_len,
+        };
+        // SAFETY: passed on from the caller.
+        class_labels = unsafe { input(labels_in, &Need::new(num_samples, "num_samples")) }?;
+    }
+    config.check_class_labels((!class_labels.is_empty()).then_some(&class_labels))?;
     let mut initial_noise = None;
     if !params.initial_noise.is_null() || params.initial_noise_len != 0 {
         let need = Need::new(floats, "all values of all images");
@@ -523,6 +586,7 @@ pub(super) unsafe fn sample_request(
         num_samples,
         seed: params.seed,
         seeds,
+        class_labels,
         initial_noise,
         format,
         timeout,

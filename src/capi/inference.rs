@@ -94,22 +94,63 @@ pub unsafe extern "C" fn diffusion_predict_noise(
     out: *mut f32,
     out_len: usize,
 ) -> i32 {
-    call(|| {
-        let engine = handles::process(process)?;
-        let (need, one_each) = (batch_need(&engine, batch)?, Need::new(batch, "one for each image"));
-        // SAFETY: the caller vouches for all pointers, as the header says.
-        let (images, timesteps, out) = unsafe {
-            (
-                input(array!(images, len), &need)?,
-                input(array!(timesteps, batch), &one_each)?,
-                OutSlice::new(array!(out, out_len), &need)?,
-            )
-        };
-        check_finite("images", &images)?;
-        engine.config().check_timesteps(&timesteps)?;
-        out.write(&engine.run_shared(move |process, _| process.predict_noise(&images, &timesteps))?);
-        Ok(())
-    })
+    let (images, timesteps, out) = (array!(images, len), array!(timesteps, batch), array!(out, out_len));
+    // SAFETY: the caller vouches for all pointers, as the header says.
+    call(|| unsafe { predict_noise(process, images, timesteps, None, out) })
+}
+
+/// As diffusion_predict_noise, for a network with classes: class_labels [batch] has the class of each image, in
+/// 0..num_class_embeds (any whole number up to 2^24 with DIFFUSION_CLASSES_AS_TIMESTEPS).
+///
+/// Errors: as diffusion_predict_noise, and INVALID_ARGUMENT (a label that does not exist, or the network has no
+/// classes).
+///
+/// # Safety
+/// As diffusion_predict_noise; `class_labels` is NULL or points to `batch` readable numbers.
+#[no_mangle]
+pub unsafe extern "C" fn diffusion_predict_noise_with_classes(
+    process: *mut diffusion_process,
+    images: *const f32,
+    len: usize,
+    timesteps: *const i64,
+    class_labels: *const i64,
+    batch: usize,
+    out: *mut f32,
+    out_len: usize,
+) -> i32 {
+    let (images, timesteps, out) = (array!(images, len), array!(timesteps, batch), array!(out, out_len));
+    let labels = array!(class_labels, batch);
+    // SAFETY: the caller vouches for all pointers, as the header says.
+    call(|| unsafe { predict_noise(process, images, timesteps, Some(labels), out) })
+}
+
+/// # Safety
+/// The arrays are as [`input`] and [`OutSlice::new`] want them.
+unsafe fn predict_noise(
+    process: *mut diffusion_process,
+    images: Array<f32>,
+    timesteps: Array<i64>,
+    class_labels: Option<Array<i64>>,
+    out: Array<f32>,
+) -> Result<()> {
+    let engine = handles::process(process)?;
+    let batch = timesteps.len;
+    let (need, one_each) = (batch_need(&engine, batch)?, Need::new(batch, "one for each image"));
+    // SAFETY: passed on from the caller.
+    let (images, timesteps, labels, out) = unsafe {
+        (
+            input(images, &need)?,
+            input(timesteps, &one_each)?,
+            one_label_each(&engine, class_labels, batch)?,
+            OutSlice::new(out, &need)?,
+        )
+    };
+    check_finite("images", &images)?;
+    engine.config().check_timesteps(&timesteps)?;
+    let answer =
+        engine.run_shared(move |process, _| process.predict_noise(&images, &timesteps, labels.as_deref()))?;
+    out.write(&answer);
+    Ok(())
 }
 
 /// Samples images by DDPM ancestral sampling over all noise_steps.
@@ -240,6 +281,22 @@ unsafe fn sample<T: Copy>(engine: &Engine, params: &diffusion_sample_params, out
     wait_with_callback(&job, params.progress, params.user_data)?;
     out.write_bytes(&job.encoded()?);
     Ok(())
+}
+
+/// Reads class labels, one for each image, and checks them against the network.
+///
+/// # Safety
+/// `labels` is as [`input`] wants it.
+pub(super) unsafe fn one_label_each(
+    engine: &Engine,
+    labels: Option<Array<i64>>,
+    batch: usize,
+) -> Result<Option<Vec<i64>>> {
+    let need = Need::new(batch, "one for each image");
+    // SAFETY: passed on from the caller.
+    let labels = labels.map(|labels| unsafe { input(labels, &need) }).transpose()?;
+    engine.config().check_class_labels(labels.as_deref())?;
+    Ok(labels)
 }
 
 /// The number of floats in a batch, overflow-checked.

@@ -54,6 +54,15 @@ pub const DIFFUSION_PRECISION_F16: i32 = 1;
 /// diffusion_config.mixed_precision: autocast to bfloat16; needs no gradient scaler. CPU and CUDA.
 pub const DIFFUSION_PRECISION_BF16: i32 = 2;
 
+/// diffusion_config.loss: the mean of squared differences (arXiv 2006.11239).
+pub const DIFFUSION_LOSS_MSE: i32 = 0;
+/// diffusion_config.loss: Huber's: half the square of a difference up to huber_delta, linear beyond.
+pub const DIFFUSION_LOSS_HUBER: i32 = 1;
+
+/// diffusion_config.num_class_embeds: labels are any whole numbers, embedded as timesteps are (diffusers'
+/// class_embed_type "timestep").
+pub const DIFFUSION_CLASSES_AS_TIMESTEPS: i32 = -1;
+
 /// diffusion_get_schedule: beta, the variance of the noise that step t adds.
 pub const DIFFUSION_TABLE_BETA: i32 = 0;
 /// diffusion_get_schedule: alpha = 1 - beta.
@@ -213,7 +222,7 @@ pub struct diffusion_config {
     pub optimizer: i32,
     /// One of DIFFUSION_PRECISION_*: the arithmetic of training. Default F32.
     pub mixed_precision: i32,
-    /// Step size of the optimizer, > 0. Default 0.0001.
+    /// Step size of the optimizer, > 0, before warmup_steps and decay_steps. Default 0.0001.
     pub learning_rate: f64,
     /// Decay of the optimizer's average of gradients, [0, 1). Default 0.9.
     pub adam_beta1: f64,
@@ -227,6 +236,24 @@ pub struct diffusion_config {
     pub gradient_clip: f64,
     /// Decay of the moving average of the weights, with which sampling is done, [0, 1); 0: none. Default 0.
     pub ema_decay: f64,
+
+    /// One of DIFFUSION_LOSS_*. Default MSE.
+    pub loss: i32,
+    /// The classes of a class-conditional network, 1..=1000000, or DIFFUSION_CLASSES_AS_TIMESTEPS; 0: it has no
+    /// classes. With classes, training and sampling need the class of each image. Default 0.
+    pub num_class_embeds: i32,
+    /// The difference at which the Huber loss becomes linear, > 0. Default 1.
+    pub huber_delta: f64,
+    /// Min-SNR weighting (arXiv 2303.09556): each image's loss is weighed by its timestep's signal-to-noise ratio, cut
+    /// off here, for the prediction_type; 5 is the paper's choice; 0: off. >= 0. Default 0.
+    pub min_snr_gamma: f64,
+    /// Optimizer steps over which the learning rate rises linearly from 0, >= 0. Default 0.
+    pub warmup_steps: i64,
+    /// The optimizer step, counted from the first of all, at which the learning rate has come down to 0 along half a
+    /// cosine (arXiv 1608.03983); more than warmup_steps, or 0: it stays as it is. Default 0.
+    pub decay_steps: i64,
+    /// Calls of diffusion_train_step that make one optimizer step, with the mean of their gradients, >= 1. Default 1.
+    pub accumulation_steps: i64,
 }
 
 /// Called during a blocking call or diffusion_job_wait, on the thread that made that call, about once for each
@@ -294,6 +321,10 @@ pub struct diffusion_sample_params {
     pub progress: diffusion_progress_fn,
     /// Passed to progress.
     pub user_data: *mut c_void,
+    /// The class of each image, num_samples of them, for a network with classes; NULL for one without. Default NULL.
+    pub class_labels: *const i64,
+    /// The number of entries in class_labels: num_samples, or 0 where class_labels is NULL.
+    pub class_labels_len: usize,
 }
 
 /// What one tensor of the U-Net's parameters is called and how large it is.

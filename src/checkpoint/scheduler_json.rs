@@ -153,7 +153,13 @@ fn schedule(fields: &Fields, file: &Path) -> Result<ScheduleConfig> {
     if let Some(betas) = betas {
         config.kind = noted(fields, &config, &betas).unwrap_or(BetaSchedule::Given(betas));
     } else if config.kind == BetaSchedule::Cosine {
-        (config.beta_start, config.beta_end) = (NO_LOWER_CLIP, COSINE_CAP);
+        config.beta_end = COSINE_CAP;
+        // A beta_start that clips nothing is kept, so that what was saved is what is loaded.
+        let unclipped = ScheduleConfig { beta_start: NO_LOWER_CLIP, ..config.clone() };
+        let betas = own_betas(&unclipped).map_err(|error| Error::format(file, error))?;
+        if !(config.beta_start > 0.0 && unclipped_cosine(&config, &betas)) {
+            config.beta_start = NO_LOWER_CLIP;
+        }
     }
     NoiseSchedule::new(&config).map_err(|error| Error::format(file, error))?;
     Ok(config)

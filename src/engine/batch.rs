@@ -147,7 +147,10 @@ impl Batch {
         let (finished, going): (Vec<Lane>, Vec<Lane>) =
             std::mem::take(&mut self.lanes).into_iter().partition(|lane| lane.sampler.timestep().is_none());
         self.lanes = going;
-        self.lanes.iter().chain(&finished).try_for_each(|lane| preview(lane, process.config().image_len()))?;
+        self.lanes
+            .iter()
+            .chain(&finished)
+            .try_for_each(|lane| preview(lane, process.config().image_len()))?;
         // Progress first: whoever waits sees the last step before the end.
         for lane in self.lanes.iter().chain(&finished) {
             report(&lane.images);
@@ -162,13 +165,16 @@ impl Batch {
             .iter()
             .flat_map(|lane| std::iter::repeat_n(lane.sampler.timestep().unwrap_or(0.0), lane.images.len()))
             .collect();
+        let images = self.lanes.iter().flat_map(|lane| &lane.images);
+        // All of them or none: the network has classes or has not.
+        let labels: Option<Vec<i64>> = images.map(|image| image.job.class_label(image.index)).collect();
         let inputs: Vec<&Tensor> = self.lanes.iter().map(|lane| &lane.x).collect();
         let x = match inputs.as_slice() {
             [only] => only.shallow_clone(),
             many => Tensor::f_cat(many, 0)?,
         };
         let output = loop {
-            match evaluate_chunked(process, &x, &timesteps, self.chunk) {
+            match evaluate_chunked(process, &x, &timesteps, labels.as_deref(), self.chunk) {
                 // Part of the memory may be the host's only for now; a smaller batch is slower, not wrong.
                 Err(Error::OutOfMemory(_)) if self.chunk > 1 => {
                     self.chunk = self.chunk.min(timesteps.len()).div_ceil(2)
@@ -193,17 +199,20 @@ fn evaluate_chunked(
     process: &DiffusionProcess,
     x: &Tensor,
     timesteps: &[f64],
+    labels: Option<&[i64]>,
     chunk: usize,
 ) -> Result<Tensor> {
     if timesteps.len() <= chunk {
-        return process.denoise(x, timesteps);
+        return process.denoise(x, timesteps, labels);
     }
     let mut row = 0;
     let parts = timesteps
         .chunks(chunk)
         .map(|timesteps| {
-            let part = process.denoise(&x.f_narrow(0, row, timesteps.len() as i64)?, timesteps)?;
-            row += timesteps.len() as i64;
+            let rows = row..row + timesteps.len();
+            let x = x.f_narrow(0, row as i64, timesteps.len() as i64)?;
+            let part = process.denoise(&x, timesteps, labels.and_then(|labels| labels.get(rows)))?;
+            row += timesteps.len();
             Ok(part)
         })
         .collect::<Result<Vec<_>>>()?;

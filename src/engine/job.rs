@@ -25,6 +25,8 @@ pub struct SampleRequest {
     pub seed: u64,
     /// Or, where not empty, by (seeds\[i\], 0).
     pub seeds: Vec<u64>,
+    /// The class of each image; empty where the network has no classes.
+    pub class_labels: Vec<i64>,
     /// The noise to start from in place of the seeds', `[num_samples, channels, height, width]`.
     pub initial_noise: Option<Vec<f32>>,
     /// The format of the result.
@@ -75,6 +77,7 @@ pub struct Job {
     pub(super) num_samples: usize,
     seed: u64,
     seeds: Vec<u64>,
+    class_labels: Vec<i64>,
     initial_noise: Option<Vec<f32>>,
     format: Format,
     channels: usize,
@@ -116,6 +119,7 @@ impl Job {
             num_samples: request.num_samples,
             seed: request.seed,
             seeds: request.seeds,
+            class_labels: request.class_labels,
             initial_noise: request.initial_noise,
             format: request.format,
             channels,
@@ -129,6 +133,11 @@ impl Job {
             Some(&seed) => Stream::new(Domain::Sample, seed, 0),
             None => Stream::new(Domain::Sample, self.seed, index as u64),
         }
+    }
+
+    /// The class of image `index`, where the network has classes.
+    pub(super) fn class_label(&self, index: usize) -> Option<i64> {
+        self.class_labels.get(index).copied()
     }
 
     /// The noise that image `index` starts from, where the caller gave it.

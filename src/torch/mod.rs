@@ -61,6 +61,11 @@ extern "C" {
         count: usize,
         weight: f64,
     ) -> *mut c_char;
+    fn diffusion_shim_add(
+        sums: *const *mut C_tensor,
+        values: *const *mut C_tensor,
+        count: usize,
+    ) -> *mut c_char;
     fn diffusion_shim_clip(
         gradients: *const *mut C_tensor,
         count: usize,
@@ -304,6 +309,13 @@ pub fn lerp(averages: &[Tensor], values: &[Tensor], weight: f64) -> Result<()> {
     check(unsafe {
         diffusion_shim_lerp(raw_list(averages).as_ptr(), raw_list(values).as_ptr(), averages.len(), weight)
     })
+}
+
+/// Adds each of `values` to its entry of `sums`, in place.
+pub fn add(sums: &[Tensor], values: &[Tensor]) -> Result<()> {
+    assert_eq!(sums.len(), values.len(), "lists of one length");
+    // SAFETY: two arrays of live tensors of the same length.
+    check(unsafe { diffusion_shim_add(raw_list(sums).as_ptr(), raw_list(values).as_ptr(), sums.len()) })
 }
 
 /// Scales gradients in place so that the norm of all together is at most `max_norm`; returns the norm before, as a

@@ -115,6 +115,10 @@ char *diffusion_shim_lerp(const tensor *averages, const tensor *values, size_t c
     return guarded([&] { at::_foreach_lerp_(list(averages, count), list(values, count), weight); });
 }
 
+char *diffusion_shim_add(const tensor *sums, const tensor *values, size_t count) {
+    return guarded([&] { at::_foreach_add_(list(sums, count), list(values, count)); });
+}
+
 char *diffusion_shim_clip(const tensor *gradients, size_t count, double max_norm, tensor *norm) {
     return guarded([&] {
         const auto grads = list(gradients, count);

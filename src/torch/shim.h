@@ -32,6 +32,8 @@ char *diffusion_shim_unscale(const tensor *gradients, size_t count, tensor found
 char *diffusion_shim_update_scale(tensor scale, tensor growth_tracker, tensor found_inf, double growth,
                                   double backoff, int64_t interval);
 char *diffusion_shim_lerp(const tensor *averages, const tensor *values, size_t count, double weight);
+// sums[i] += values[i].
+char *diffusion_shim_add(const tensor *sums, const tensor *values, size_t count);
 // Scales the gradients so that their common norm is at most max_norm; *norm is a new scalar tensor.
 char *diffusion_shim_clip(const tensor *gradients, size_t count, double max_norm, tensor *norm);
 // Fills with 1 (probability keep) and 0, from a generator of its own.

@@ -15,7 +15,7 @@ pub struct Adam {
     pub exp_avg_sq: Vec<Tensor>,
     /// Updates made: a scalar f32 on the parameters' device, since a step that overflowed there does not count.
     pub step: Tensor,
-    /// Step size.
+    /// Step size, before warm-up and decay.
     pub learning_rate: f64,
 }
 
@@ -31,12 +31,13 @@ impl Adam {
         })
     }
 
-    /// One update in place; none where `found_inf` is a non-zero scalar.
+    /// One update in place with `rate_factor` times the learning rate; none where `found_inf` is a non-zero scalar.
     pub fn update(
         &mut self,
         parameters: &[Tensor],
         gradients: &[Tensor],
         config: &TrainingConfig,
+        rate_factor: f64,
         found_inf: Option<&Tensor>,
     ) -> Result<()> {
         let counted = match found_inf {
@@ -44,7 +45,7 @@ impl Adam {
             Some(found) => self.step.f_add_scalar(1.0)?.f_sub(found)?,
         };
         let how = AdamStep {
-            learning_rate: self.learning_rate,
+            learning_rate: self.learning_rate * rate_factor,
             beta1: config.adam_beta1,
             beta2: config.adam_beta2,
             epsilon: config.adam_epsilon,

@@ -1,7 +1,7 @@
 //! One training step (Ho et al., arXiv 2006.11239, algorithm 1): a random timestep for each image, noise, the
-//! network's prediction, mean squared error, backpropagation, optimizer, moving average.
+//! network's prediction, the loss, backpropagation, optimizer, moving average.
 //!
-//! All randomness is determined by (seed, step), so that training goes on exactly after a restart.
+//! All randomness is determined by (seed, call), so that training goes on exactly after a restart.
 
 use std::cell::Cell;
 
@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::adam::Adam;
 use super::grad_scaler::GradScaler;
-use super::{Precision, TrainingConfig};
+use super::{Loss, Precision, TrainingConfig};
 use crate::memory;
 use crate::noise::{Domain, Stream};
 use crate::schedule::{NoiseSchedule, Prediction};
@@ -27,16 +27,32 @@ pub struct Trainer {
     pub adam: Adam,
     /// The gradient scaler; for f16 only.
     pub scaler: Option<GradScaler>,
-    /// Steps taken, skipped ones included.
+    /// Optimizer steps taken, skipped ones included.
     pub step: u64,
+    /// Calls of [`Self::train_step`] that succeeded: what timesteps, noise and dropout follow from.
+    pub calls: u64,
+    /// Gradients of the calls since the last optimizer step, where several make one.
+    pub accumulated: Option<Accumulated>,
     model: DiffusionModel,
     /// The tensors of `parameters` that training changes, in order.
     tensors: Vec<Tensor>,
     device: Device,
 }
 
+/// The part of an optimizer step that has been computed.
+pub struct Accumulated {
+    /// Sums of the calls' gradients, each divided by `accumulation_steps`, in the parameters' order.
+    pub gradients: Vec<Tensor>,
+    /// The sum of the calls' losses, a scalar: not finite where any of them was not.
+    pub loss: Tensor,
+    /// How many calls.
+    pub calls: u64,
+}
+
 /// What a step needs to know besides the images.
 pub struct StepContext<'a> {
+    /// The class of each image, for a network that has classes.
+    pub class_labels: Option<&'a [i64]>,
     /// How to train.
     pub config: &'a TrainingConfig,
     /// The noise schedule.
@@ -71,6 +87,8 @@ impl Trainer {
                 Precision::F32 | Precision::Bf16 => None,
             },
             step: 0,
+            calls: 0,
+            accumulated: None,
             tensors,
             parameters,
             device,
@@ -82,40 +100,71 @@ impl Trainer {
         self.ema.as_ref().unwrap_or(&self.parameters)
     }
 
-    /// One step on `images` `[batch, channels, height, width]`. On an error nothing has changed.
+    /// One step on `images` `[batch, channels, height, width]`, or one of the `accumulation_steps` parts of a step; the
+    /// loss of these images. On an error nothing has changed.
     pub fn train_step(&mut self, images: &Tensor, context: &StepContext) -> Result<Option<f32>> {
         let (loss, gradients) = self.gradients(images, context)?;
         let _no_grad = GradGuard::set(false);
+        let so_far = self.accumulated.as_ref().map_or(0, |accumulated| accumulated.calls);
+        let value = match so_far + 1 < context.config.accumulation_steps {
+            true => self.accumulate(&loss, gradients, context)?,
+            false => self.update(&loss, &gradients, context)?,
+        };
+        self.calls += 1;
+        Ok(value)
+    }
+
+    /// Keeps the gradients of one call for the optimizer step that a later one makes.
+    fn accumulate(
+        &mut self,
+        loss: &Tensor,
+        gradients: Vec<Tensor>,
+        context: &StepContext,
+    ) -> Result<Option<f32>> {
+        let value = match context.want_loss || !self.device.is_cuda() {
+            true => Some(self.checked_loss(loss, None)?),
+            false => None,
+        };
+        not_cancelled(context)?;
+        match &mut self.accumulated {
+            None => self.accumulated = Some(Accumulated { gradients, loss: loss.shallow_clone(), calls: 1 }),
+            Some(before) => {
+                let total = before.loss.f_add(loss)?;
+                torch::add(&before.gradients, &gradients)?;
+                before.loss = total;
+                before.calls += 1;
+            }
+        }
+        Ok(value)
+    }
+
+    /// Moves the weights by the gradients of this call and of those before it.
+    fn update(&mut self, loss: &Tensor, gradients: &[Tensor], context: &StepContext) -> Result<Option<f32>> {
+        let mut total = loss.shallow_clone();
+        if let Some(before) = &self.accumulated {
+            torch::add(gradients, &before.gradients)?;
+            total = total.f_add(&before.loss)?;
+        }
         let mut found_inf = match &self.scaler {
-            Some(scaler) => Some(scaler.unscale(&gradients)?),
-            None if self.device.is_cuda() => Some(not_finite(&loss)?),
+            Some(scaler) => Some(scaler.unscale(gradients)?),
+            None if self.device.is_cuda() => Some(not_finite(&total)?),
             None => None,
         };
         let mut norm = None;
         if context.config.gradient_clip > 0.0 {
-            norm = Some(torch::clip_gradients(&gradients, context.config.gradient_clip)?);
+            norm = Some(torch::clip_gradients(gradients, context.config.gradient_clip)?);
         }
         // Where the host need not wait for the device it does not: a bad step is then skipped there.
         let mut value = None;
         if context.want_loss || !self.device.is_cuda() {
-            let loss = read_scalar(&loss)?;
-            let norm = norm.as_ref().map(read_scalar).transpose()?;
-            if self.scaler.is_none() && !(loss.is_finite() && norm.is_none_or(f64::is_finite)) {
-                return Err(Error::NonFinite(format!(
-                    "the training loss is {loss} at step {}: no weight has changed; a smaller learning_rate or \
-                     gradient_clip may help",
-                    self.step
-                )));
-            }
-            value = Some(loss as f32);
+            value = Some(self.checked_loss(loss, norm.as_ref())?);
         } else if let (None, Some(norm)) = (&self.scaler, &norm) {
             found_inf =
                 found_inf.map(|found| Ok::<_, Error>(found.f_maximum(&not_finite(norm)?)?)).transpose()?;
         }
-        if (context.cancelled)() {
-            return Err(Error::Cancelled("train_step was cancelled: no weight has changed".into()));
-        }
-        self.adam.update(&self.tensors, &gradients, context.config, found_inf.as_ref())?;
+        not_cancelled(context)?;
+        let factor = context.config.learning_rate_factor(self.step);
+        self.adam.update(&self.tensors, gradients, context.config, factor, found_inf.as_ref())?;
         if let (Some(scaler), Some(found)) = (&mut self.scaler, &found_inf) {
             scaler.update(found)?;
         }
@@ -124,13 +173,30 @@ impl Trainer {
             torch::lerp(&averages, &self.tensors, 1.0 - context.config.ema_decay)?;
         }
         self.step += 1;
+        self.accumulated = None;
         Ok(value)
     }
 
-    /// Loss and gradients, the latter multiplied by the scaler's scale.
+    /// The value of a loss, or why there must be no step with it.
+    fn checked_loss(&self, loss: &Tensor, norm: Option<&Tensor>) -> Result<f32> {
+        let loss = read_scalar(loss)?;
+        let norm = norm.map(read_scalar).transpose()?;
+        if self.scaler.is_none() && !(loss.is_finite() && norm.is_none_or(f64::is_finite)) {
+            return Err(Error::NonFinite(format!(
+                "the training loss is {loss} at step {}: no weight has changed; a smaller learning_rate or \
+                 gradient_clip may help",
+                self.step
+            )));
+        }
+        Ok(loss as f32)
+    }
+
+    /// Loss and gradients, the latter divided by `accumulation_steps` and multiplied by the scaler's scale.
     fn gradients(&self, images: &Tensor, context: &StepContext) -> Result<(Tensor, Vec<Tensor>)> {
-        let (target, noisy, timesteps) = self.example(images, context)?;
-        let dropout = Dropout { seed: context.seed, step: self.step, calls: Cell::new(0) };
+        let Example { target, noisy, timesteps, weights } = self.example(images, context)?;
+        let labels = context.class_labels.map(Tensor::f_from_slice).transpose()?;
+        let labels = labels.map(|labels| labels.f_to_device(self.device)).transpose()?;
+        let dropout = Dropout { seed: context.seed, call: self.calls, layers: Cell::new(0) };
         let _grad = GradGuard::set(true);
         let predicted = {
             let _autocast = match context.config.mixed_precision {
@@ -138,16 +204,18 @@ impl Trainer {
                 Precision::F16 => Some(AutocastGuard::enter(self.device, LowPrecision::F16)?),
                 Precision::Bf16 => Some(AutocastGuard::enter(self.device, LowPrecision::Bf16)?),
             };
-            self.model.forward(&noisy, &timesteps, None, Some(&|x: &Tensor, p: f64| dropout.apply(x, p)))?
+            let drop = |x: &Tensor, p: f64| dropout.apply(x, p);
+            self.model.forward(&noisy, &timesteps, labels.as_ref(), Some(&drop))?
         };
-        let loss = predicted.f_to_kind(Kind::Float)?.f_mse_loss(&target, tch::Reduction::Mean)?;
-        if (context.cancelled)() {
-            return Err(Error::Cancelled("train_step was cancelled: no weight has changed".into()));
+        let loss = loss(&predicted.f_to_kind(Kind::Float)?, &target, weights.as_ref(), context.config)?;
+        not_cancelled(context)?;
+        let mut scaled = loss.shallow_clone();
+        if context.config.accumulation_steps > 1 {
+            scaled = scaled.f_div_scalar(context.config.accumulation_steps as f64)?;
         }
-        let scaled = match &self.scaler {
-            Some(scaler) => loss.f_mul(&scaler.scale)?,
-            None => loss.shallow_clone(),
-        };
+        if let Some(scaler) = &self.scaler {
+            scaled = scaled.f_mul(&scaler.scale)?;
+        }
         let gradients = Tensor::f_run_backward(&[scaled], &self.tensors, false, false)?;
         let _no_grad = GradGuard::set(false);
         let gradients = gradients.into_iter().zip(&self.tensors).map(|(g, p)| laid_out_like(g, p));
@@ -155,14 +223,14 @@ impl Trainer {
     }
 
     /// What the network is to predict, from what, at which timesteps.
-    fn example(&self, images: &Tensor, context: &StepContext) -> Result<(Tensor, Tensor, Tensor)> {
+    fn example(&self, images: &Tensor, context: &StepContext) -> Result<Example> {
         let shape = images.size();
         let batch = shape.first().copied().unwrap_or(0) as usize;
         let each = images.numel() / batch.max(1);
         let mut noise = memory::zeroed(images.numel())?;
         let mut timesteps = Vec::with_capacity(batch);
-        // Two draws a step; the counter's upper half moves on after 2^31 steps.
-        let (high, draw) = (self.step >> 31, ((self.step & 0x7fff_ffff) * 2) as u32);
+        // Two draws a call; the counter's upper half moves on after 2^31 calls.
+        let (high, draw) = (self.calls >> 31, ((self.calls & 0x7fff_ffff) * 2) as u32);
         for (i, image) in noise.chunks_exact_mut(each.max(1)).enumerate() {
             let stream = Stream::new(Domain::Train, context.seed, (i as u64) ^ (high << 40));
             timesteps.push(stream.below(draw, context.schedule.noise_steps() as u64) as i64);
@@ -175,22 +243,67 @@ impl Trainer {
             Prediction::Sample => images.shallow_clone(),
             Prediction::Velocity => context.schedule.velocity(images, &noise, &timesteps)?,
         };
+        let weights = match context.config.min_snr_gamma {
+            0.0 => None,
+            gamma => {
+                let weights: Vec<f32> = (timesteps.iter())
+                    .map(|&t| Ok(context.schedule.min_snr_weight(t, gamma, context.prediction)? as f32))
+                    .collect::<Result<_>>()?;
+                Some(Tensor::f_from_slice(&weights)?.f_to_device(self.device)?)
+            }
+        };
         let timesteps = Tensor::f_from_slice(&timesteps)?.f_to_device(self.device)?.f_to_kind(Kind::Float)?;
-        Ok((target, noisy, timesteps))
+        Ok(Example { target, noisy, timesteps, weights })
     }
 }
 
-/// Dropout of one step: the masks of its calls are determined by (seed, step, call).
+/// What one call trains on.
+struct Example {
+    /// What the network is to predict, `[batch, channels, height, width]`.
+    target: Tensor,
+    /// From what; the same shape.
+    noisy: Tensor,
+    /// `[batch]`, f32.
+    timesteps: Tensor,
+    /// What each image's loss counts, `[batch]`; none where all count 1.
+    weights: Option<Tensor>,
+}
+
+/// The mean over the batch of each image's mean loss times its weight: a scalar.
+fn loss(
+    predicted: &Tensor,
+    target: &Tensor,
+    weights: Option<&Tensor>,
+    config: &TrainingConfig,
+) -> Result<Tensor> {
+    let pointwise = |reduction| match config.loss {
+        Loss::Mse => predicted.f_mse_loss(target, reduction),
+        Loss::Huber => predicted.f_huber_loss(target, reduction, config.huber_delta),
+    };
+    let Some(weights) = weights else { return Ok(pointwise(tch::Reduction::Mean)?) };
+    let each = pointwise(tch::Reduction::None)?.f_mean_dim(&[1i64, 2, 3][..], false, Kind::Float)?;
+    Ok(each.f_mul(weights)?.f_mean(Kind::Float)?)
+}
+
+/// An error where the step is to end before it changes anything.
+fn not_cancelled(context: &StepContext) -> Result<()> {
+    match (context.cancelled)() {
+        true => Err(Error::Cancelled("train_step was cancelled: no weight has changed".into())),
+        false => Ok(()),
+    }
+}
+
+/// Dropout of one call: the masks are determined by (seed, call, layer).
 struct Dropout {
     seed: u64,
-    step: u64,
-    calls: Cell<u64>,
+    call: u64,
+    layers: Cell<u64>,
 }
 
 impl Dropout {
     fn apply(&self, x: &Tensor, p: f64) -> Result<Tensor> {
-        let call = self.calls.replace(self.calls.get() + 1);
-        let seed = Stream::new(Domain::Dropout, self.seed, self.step).below(call as u32, u64::MAX);
+        let layer = self.layers.replace(self.layers.get() + 1);
+        let seed = Stream::new(Domain::Dropout, self.seed, self.call).below(layer as u32, u64::MAX);
         let mask = x.f_detach()?.f_empty_like()?;
         torch::bernoulli(&mask, 1.0 - p, seed)?;
         Ok(x.f_mul(&mask)?.f_mul_scalar(1.0 / (1.0 - p))?)

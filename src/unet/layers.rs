@@ -55,6 +55,9 @@ impl Conv2d {
     }
 }
 
+/// Rows of a matrix product are filled up to a multiple of this.
+const ROW_TILE: i64 = 16;
+
 /// x · weightᵀ + bias: `weight` [out, in], `bias` [out].
 #[derive(Debug)]
 pub(crate) struct Linear {
@@ -71,9 +74,23 @@ impl Linear {
         })
     }
 
-    /// [.., in] -> [.., out]
+    /// [rows, in] -> [rows, out], or [batch, rows, in] -> [batch, rows, out]
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(x.f_linear(&self.weight, Some(&self.bias))?)
+        if x.device() != Device::Cpu || torch::is_recording() {
+            return Ok(x.f_linear(&self.weight, Some(&self.bias))?);
+        }
+        // Matrix products round a row by its place among the rows of their kernels' tiles and by how many rows there
+        // are. So that a row is the same in any batch, a matrix has whole tiles of rows, and a batch of matrices is
+        // one product for each. libtorch's linear chooses between many and one by the strides of x and by whether
+        // the weights are being trained.
+        if let &[batch, _, _] = x.size().as_slice() {
+            let weight = self.weight.f_transpose(0, 1)?.f_unsqueeze(0)?.f_expand([batch, -1, -1], false)?;
+            return Ok(self.bias.f_baddbmm(x, &weight, 1.0, 1.0)?);
+        }
+        let rows = x.size().first().copied().unwrap_or(0);
+        let missing = (ROW_TILE - rows % ROW_TILE) % ROW_TILE;
+        let padded = x.f_constant_pad_nd([0, 0, 0, missing])?;
+        Ok(padded.f_linear(&self.weight, Some(&self.bias))?.f_narrow(0, 0, rows)?)
     }
 }
 

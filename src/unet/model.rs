@@ -127,8 +127,7 @@ impl DiffusionModel {
             true => Some(x.f_mul_scalar(2.0)?.f_sub_scalar(1.0)?),
             false => None,
         };
-        let padded = class_labels.map(pad_rows).transpose()?;
-        let embedding = self.embedding.forward(&pad_rows(timesteps)?, padded.as_ref())?; // [B rounded up, E]
+        let embedding = self.embedding.forward(timesteps, class_labels)?; // [B, E]
         let embedding = self.config.act.forward(&embedding)?;
         let given = Conditioning { embedding: &embedding, dropout };
 
@@ -185,23 +184,6 @@ impl DiffusionModel {
         }
         Ok(())
     }
-}
-
-/// Rows are repeated up to a multiple of this. Matrix products round a row by its place among the rows of their
-/// kernels' tiles and by how many rows there are: in whole tiles an image is the same in any batch.
-const ROW_TILE: i64 = 16;
-
-/// [B, ..] -> [B rounded up to whole tiles, ..], the last row being repeated.
-fn pad_rows(x: &Tensor) -> Result<Tensor> {
-    let rows = x.size().first().copied().unwrap_or(0);
-    let missing = (ROW_TILE - rows % ROW_TILE) % ROW_TILE;
-    if rows == 0 || missing == 0 {
-        return Ok(x.shallow_clone());
-    }
-    let last = x.f_narrow(0, rows - 1, 1)?;
-    let mut parts = vec![x.shallow_clone()];
-    parts.extend((0..missing).map(|_| last.shallow_clone()));
-    Ok(Tensor::f_cat(&parts, 0)?)
 }
 
 /// Which parameters the network of a valid config has, in the order of diffusers' state_dict.

@@ -22,8 +22,7 @@ pub(crate) enum Scale {
 
 /// What every residual block of a forward pass is given beside the image.
 pub(crate) struct Conditioning<'a> {
-    /// The activated embedding, [at least B, E]: all blocks use the same activation, so it is applied once. Rows from
-    /// B on are padding.
+    /// The activated embedding, [B, E]: all blocks use the same activation, so it is applied once.
     pub(crate) embedding: &'a Tensor,
     /// How to drop values out; `None` when sampling.
     pub(crate) dropout: Option<&'a Dropout<'a>>,
@@ -103,13 +102,7 @@ impl Resnet {
     /// The second norm, with the timestep added before it, or scaling and shifting after it (adaptive group
     /// norm, arXiv 2105.05233).
     fn norm_with_time(&self, h: Tensor, embedding: &Tensor) -> Result<Tensor> {
-        let images = h.size().first().copied().unwrap_or(0);
-        let time = self
-            .time_emb_proj
-            .forward(embedding)?
-            .f_narrow(0, 0, images)?
-            .f_unsqueeze(-1)?
-            .f_unsqueeze(-1)?; // [B, C or 2C, 1, 1]
+        let time = self.time_emb_proj.forward(embedding)?.f_unsqueeze(-1)?.f_unsqueeze(-1)?; // [B, C or 2C, 1, 1]
         match self.time_scale_shift {
             TimeScaleShift::Default => self.norm2.forward(&h.f_add(&time)?),
             TimeScaleShift::ScaleShift => {

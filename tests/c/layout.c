@@ -17,7 +17,7 @@
     HOLDS(offsetof(type, field) == (offset) && sizeof(((type *)0)->field) == (bytes))
 
 #if UINTPTR_MAX == UINT64_MAX
-SIZE(diffusion_config, 192);
+SIZE(diffusion_config, 240);
 FIELD(diffusion_config, struct_size, 0, 4);
 FIELD(diffusion_config, image_size, 4, 4);
 FIELD(diffusion_config, channels, 8, 4);
@@ -48,7 +48,14 @@ FIELD(diffusion_config, adam_epsilon, 160, 8);
 FIELD(diffusion_config, weight_decay, 168, 8);
 FIELD(diffusion_config, gradient_clip, 176, 8);
 FIELD(diffusion_config, ema_decay, 184, 8);
-SIZE(diffusion_sample_params, 120);
+FIELD(diffusion_config, loss, 192, 4);
+FIELD(diffusion_config, num_class_embeds, 196, 4);
+FIELD(diffusion_config, huber_delta, 200, 8);
+FIELD(diffusion_config, min_snr_gamma, 208, 8);
+FIELD(diffusion_config, warmup_steps, 216, 8);
+FIELD(diffusion_config, decay_steps, 224, 8);
+FIELD(diffusion_config, accumulation_steps, 232, 8);
+SIZE(diffusion_sample_params, 136);
 FIELD(diffusion_sample_params, struct_size, 0, 4);
 FIELD(diffusion_sample_params, method, 4, 4);
 FIELD(diffusion_sample_params, num_samples, 8, 8);
@@ -68,6 +75,8 @@ FIELD(diffusion_sample_params, dynamic_thresholding, 88, 8);
 FIELD(diffusion_sample_params, timeout_ms, 96, 8);
 FIELD(diffusion_sample_params, progress, 104, 8);
 FIELD(diffusion_sample_params, user_data, 112, 8);
+FIELD(diffusion_sample_params, class_labels, 120, 8);
+FIELD(diffusion_sample_params, class_labels_len, 128, 8);
 SIZE(diffusion_parameter, 176);
 FIELD(diffusion_parameter, struct_size, 0, 4);
 FIELD(diffusion_parameter, rank, 4, 4);
@@ -95,6 +104,9 @@ HOLDS(DIFFUSION_OPTIMIZER_ADAMW == 1);
 HOLDS(DIFFUSION_PRECISION_F32 == 0);
 HOLDS(DIFFUSION_PRECISION_F16 == 1);
 HOLDS(DIFFUSION_PRECISION_BF16 == 2);
+HOLDS(DIFFUSION_LOSS_MSE == 0);
+HOLDS(DIFFUSION_LOSS_HUBER == 1);
+HOLDS(DIFFUSION_CLASSES_AS_TIMESTEPS == -1);
 HOLDS(DIFFUSION_TABLE_BETA == 0);
 HOLDS(DIFFUSION_TABLE_ALPHA == 1);
 HOLDS(DIFFUSION_TABLE_ALPHA_CUMPROD == 2);

@@ -5,6 +5,7 @@
  */
 #include "check.h"
 
+#include <pthread.h>
 #include <signal.h>
 #include <sys/time.h>
 
@@ -526,6 +527,289 @@ static void test_resume(void) {
     OK(diffusion_destroy(whole));
 }
 
+/* Cancels whatever its process is doing, again and again. */
+typedef struct {
+    diffusion_process *process;
+    volatile int stop;
+} canceller;
+
+static void *keep_cancelling(void *data) {
+    canceller *c = data;
+    unsigned round = 0;
+    while (!c->stop) {
+        OK(diffusion_cancel(c->process));
+        usleep((useconds_t)200 << (round++ % 11)); /* up to 0.2 s: on any machine some steps get through */
+    }
+    return NULL;
+}
+
+/* Trains so many steps, each tried until nobody cancels it; how many tries were cancelled. */
+static int train_under_fire(diffusion_process *process, int steps, float *losses) {
+    canceller c;
+    pthread_t thread;
+    int i, cancelled = 0, tries = 0;
+    c.process = process;
+    c.stop = 0;
+    CHECK(pthread_create(&thread, NULL, keep_cancelling, &c) == 0);
+    for (i = 0; i < steps;) {
+        int32_t status = diffusion_train_step(process, batch, BATCH * TINY_IMAGE, BATCH, losses + i);
+        CHECK(status == DIFFUSION_OK || status == DIFFUSION_ERROR_CANCELLED);
+        i += status == DIFFUSION_OK;
+        cancelled += status == DIFFUSION_ERROR_CANCELLED;
+        if (++tries == 200) {
+            c.stop = 1; /* a machine on which no step would ever get through */
+        }
+    }
+    c.stop = 1;
+    pthread_join(thread, NULL);
+    return cancelled;
+}
+
+/* Every bit that a checkpoint holds: weights, average, moments, counters. */
+static void same_checkpoint(const char *a, const char *b) {
+    must_shell("diff -r '%s' '%s'", a, b);
+}
+
+static void test_exact_resume(void) {
+    static const struct {
+        const char *name;
+        int64_t accumulation, warmup, decay;
+        int32_t loss;
+        double gamma;
+    } variants[] = {
+        {"every option off", 1, 0, 0, DIFFUSION_LOSS_MSE, 0},
+        {"in the middle of an accumulated step", 3, 0, 0, DIFFUSION_LOSS_MSE, 0},
+        {"accumulation, warm-up, decay, Huber, Min-SNR", 2, 2, 9, DIFFUSION_LOSS_HUBER, 5},
+    };
+    size_t v;
+    int cancelled = 0;
+    SECTION("2N steps, or N, save, load in a new program, N: the same checkpoint and samples, bit for bit");
+    for (v = 0; v < sizeof variants / sizeof *variants; v++) {
+        diffusion_config config = rich_config();
+        diffusion_process *whole, *halved, *fired, *loaded = NULL;
+        float losses[BEFORE + AFTER], again[BEFORE + AFTER], out[2 * TINY_IMAGE], other[2 * TINY_IMAGE];
+        char path[300], continued[320], straight[320];
+        uint64_t steps = 0;
+        printf("    %s\n", variants[v].name);
+        config.accumulation_steps = variants[v].accumulation;
+        config.warmup_steps = variants[v].warmup;
+        config.decay_steps = variants[v].decay;
+        config.loss = variants[v].loss;
+        config.huber_delta = 0.5;
+        config.min_snr_gamma = variants[v].gamma;
+        snprintf(path, sizeof path, "%s/exact-%d", folder, (int)v);
+        snprintf(continued, sizeof continued, "%s-continued", path);
+        snprintf(straight, sizeof straight, "%s-straight", path);
+        whole = must_create(&config);
+        train(whole, BEFORE + AFTER, losses);
+        OK(diffusion_get_step_count(whole, &steps));
+        CHECK_INT(steps, ==, (uint64_t)((BEFORE + AFTER) / variants[v].accumulation));
+        OK(diffusion_save(whole, straight));
+
+        halved = must_create(&config);
+        train(halved, BEFORE, again);
+        OK(diffusion_save(halved, path));
+        train(halved, AFTER, again + BEFORE);
+        CHECK(same_bits(losses, again, sizeof losses));
+        CHECK_EXIT(run_self("continue", path, -1));
+        same_checkpoint(straight, continued);
+        if (OK(diffusion_load(continued, NULL, &loaded))) {
+            OK(diffusion_sample(whole, 2, 4, out, 2 * TINY_IMAGE));
+            OK(diffusion_sample(loaded, 2, 4, other, 2 * TINY_IMAGE));
+            CHECK(same_bits(out, other, sizeof out));
+            OK(diffusion_sample_ddim(whole, 2, 7, 0.5, 4, out, 2 * TINY_IMAGE));
+            OK(diffusion_sample_ddim(loaded, 2, 7, 0.5, 4, other, 2 * TINY_IMAGE));
+            CHECK(same_bits(out, other, sizeof out));
+            OK(diffusion_destroy(loaded));
+        }
+
+        fired = must_create(&config);
+        cancelled += train_under_fire(fired, BEFORE + AFTER, again);
+        CHECK(same_bits(losses, again, sizeof losses));
+        must_shell("rm -r '%s'", continued);
+        OK(diffusion_save(fired, continued));
+        same_checkpoint(straight, continued);
+        OK(diffusion_destroy(fired));
+        OK(diffusion_destroy(halved));
+        OK(diffusion_destroy(whole));
+    }
+    printf("    %d steps were cancelled and taken again\n", cancelled);
+    CHECK(cancelled > 0);
+}
+
+/* What a constant image's weight update says about each option: closed forms, no golden needed. */
+static void test_options(void) {
+    diffusion_config config = tiny_config();
+    diffusion_process *a, *b;
+    float loss = 0, first = 0, parts[2];
+    float *before, *after, *other;
+    size_t n, i;
+    double moved = 0;
+    SECTION("accumulation is the mean gradient; the learning rate warms up and decays; losses");
+    /* Warm-up: Adam's first step moves each weight by the learning rate, here a quarter of it. */
+    config.learning_rate = 1e-3;
+    config.warmup_steps = 4;
+    config.decay_steps = 6;
+    a = must_create(&config);
+    before = read_weights(a, DIFFUSION_WEIGHTS_TRAINED, &n);
+    train(a, 1, &loss);
+    after = read_weights(a, DIFFUSION_WEIGHTS_TRAINED, &n);
+    for (i = 0; i < n; i++) {
+        double step = fabs((double)after[i] - before[i]);
+        moved = step > moved ? step : moved;
+    }
+    CHECK_NEAR(moved, 2.5e-4, 2e-6);
+    free(before);
+    /* Past the end of the decay nothing moves. */
+    train(a, 5, NULL);
+    before = read_weights(a, DIFFUSION_WEIGHTS_TRAINED, &n);
+    CHECK(!same_bits(before, after, n * sizeof *before));
+    train(a, 2, NULL);
+    other = read_weights(a, DIFFUSION_WEIGHTS_TRAINED, &n);
+    CHECK(same_bits(before, other, n * sizeof *before));
+    free(before);
+    free(after);
+    free(other);
+    OK(diffusion_destroy(a));
+
+    /* Nothing moves before the last part of a step, and the parts' losses are their own. */
+    config = tiny_config();
+    config.accumulation_steps = 2;
+    a = must_create(&config);
+    before = read_weights(a, DIFFUSION_WEIGHTS_TRAINED, &n);
+    train(a, 1, parts);
+    after = read_weights(a, DIFFUSION_WEIGHTS_TRAINED, &n);
+    CHECK(same_bits(before, after, n * sizeof *before));
+    train(a, 1, parts + 1);
+    other = read_weights(a, DIFFUSION_WEIGHTS_TRAINED, &n);
+    CHECK(!same_bits(before, other, n * sizeof *before));
+    CHECK(parts[0] > 0 && parts[1] > 0 && parts[0] != parts[1]);
+    free(before);
+    free(after);
+    free(other);
+    OK(diffusion_destroy(a));
+
+    /* Huber with a wide delta is half the mean square; a narrow one is delta times the mean magnitude,
+     * nearly. */
+    config = tiny_config();
+    a = must_create(&config);
+    train(a, 1, &first);
+    config.loss = DIFFUSION_LOSS_HUBER;
+    config.huber_delta = 1e6;
+    b = must_create(&config);
+    train(b, 1, &loss);
+    CHECK_NEAR(loss, first / 2, 1e-6 * first);
+    OK(diffusion_destroy(b));
+    config.huber_delta = 1e-6;
+    b = must_create(&config);
+    train(b, 1, &loss);
+    CHECK(loss > 1e-7 && loss < 1e-6 * sqrt((double)first));
+    OK(diffusion_destroy(b));
+    /* Min-SNR with a gamma that cuts nothing off is 1 for EPSILON; with a tiny one nearly nothing is left. */
+    config = tiny_config();
+    config.min_snr_gamma = 1e12;
+    b = must_create(&config);
+    train(b, 1, &loss);
+    CHECK_NEAR(loss, first, 1e-6 * first);
+    OK(diffusion_destroy(b));
+    config.min_snr_gamma = 1e-9;
+    b = must_create(&config);
+    train(b, 1, &loss);
+    CHECK(loss > 0 && loss < 1e-2 * first);
+    OK(diffusion_destroy(b));
+    OK(diffusion_destroy(a));
+}
+
+/* A network with classes: labels are needed, checked, matter to their own image alone, and survive a save. */
+static void test_classes(void) {
+    static const int64_t labels[BATCH] = {0, 1, 2, 1}, times[BATCH] = {3, 3, 3, 3};
+    static const int32_t kinds[] = {3, DIFFUSION_CLASSES_AS_TIMESTEPS};
+    size_t k;
+    SECTION("networks with classes");
+    for (k = 0; k < sizeof kinds / sizeof *kinds; k++) {
+        diffusion_config config = tiny_config(), got;
+        diffusion_process *process, *loaded = NULL;
+        diffusion_sample_params params = sample_params(BATCH, 5, 9), one = sample_params(1, 5, 9);
+        float first = 0, loss = 0, alone[TINY_IMAGE];
+        float answer[BATCH * TINY_IMAGE], other[BATCH * TINY_IMAGE];
+        int64_t changed[BATCH];
+        char path[300];
+        int i;
+        config.num_class_embeds = kinds[k];
+        config.learning_rate = 1e-2;
+        process = must_create(&config);
+        for (i = 0; i < 40; i++) {
+            OK(diffusion_train_step_with_classes(process, batch, BATCH * TINY_IMAGE, labels, BATCH, &loss));
+            first = i == 0 ? loss : first;
+        }
+        CHECK(loss < first);
+        OK(diffusion_predict_noise_with_classes(process, batch, BATCH * TINY_IMAGE, times, labels, BATCH,
+                                                answer, BATCH * TINY_IMAGE));
+        memcpy(changed, labels, sizeof changed);
+        changed[2] = 1;
+        OK(diffusion_predict_noise_with_classes(process, batch, BATCH * TINY_IMAGE, times, changed, BATCH,
+                                                other, BATCH * TINY_IMAGE));
+        for (i = 0; i < BATCH; i++) {
+            CHECK(same_bits(answer + i * TINY_IMAGE, other + i * TINY_IMAGE, sizeof alone) == (i != 2));
+        }
+
+        /* In any batch an image and its class go together. */
+        params.class_labels = labels;
+        params.class_labels_len = BATCH;
+        OK(diffusion_sample_with(process, &params, answer, sizeof answer));
+        one.class_labels = labels;
+        one.class_labels_len = 1;
+        OK(diffusion_sample_with(process, &one, alone, sizeof alone));
+        CHECK(same_bits(answer, alone, sizeof alone));
+        snprintf(path, sizeof path, "%s/classes-%d", folder, (int)k);
+        OK(diffusion_save(process, path));
+        if (OK(diffusion_load(path, NULL, &loaded))) {
+            got.struct_size = sizeof got;
+            OK(diffusion_get_config(loaded, &got));
+            CHECK_INT(got.num_class_embeds, ==, kinds[k]);
+            OK(diffusion_sample_with(loaded, &params, other, sizeof other));
+            CHECK(same_bits(answer, other, sizeof answer));
+            OK(diffusion_destroy(loaded));
+        }
+        config.num_class_embeds = 5;
+        CHECK_STATUS(diffusion_load(path, &config, &loaded), DIFFUSION_ERROR_INVALID_ARGUMENT);
+        check_message(__FILE__, __LINE__, "another number of classes", "num_class_embeds", NULL, NULL);
+
+        changed[1] = -1;
+        CHECK_STATUS(
+            diffusion_train_step_with_classes(process, batch, BATCH * TINY_IMAGE, changed, BATCH, &loss),
+            DIFFUSION_ERROR_INVALID_ARGUMENT);
+        check_message(__FILE__, __LINE__, "a class that is none", "class_labels[1]", "-1", NULL);
+        changed[1] = kinds[k] > 0 ? kinds[k] : (1 << 24) + 1;
+        params.class_labels = changed;
+        CHECK_STATUS(diffusion_sample_with(process, &params, other, sizeof other),
+                     DIFFUSION_ERROR_INVALID_ARGUMENT);
+        check_message(__FILE__, __LINE__, "a class too high", "class_labels[1]", NULL, NULL);
+        params.class_labels_len = 1;
+        CHECK_STATUS(diffusion_sample_with(process, &params, other, sizeof other),
+                     DIFFUSION_ERROR_BUFFER_SIZE);
+        CHECK_STATUS(diffusion_sample(process, 1, 0, alone, TINY_IMAGE), DIFFUSION_ERROR_NULL_POINTER);
+        check_message(__FILE__, __LINE__, "sampling without classes", "class_labels", NULL, NULL);
+        CHECK_STATUS(diffusion_train_step(process, batch, BATCH * TINY_IMAGE, BATCH, &loss),
+                     DIFFUSION_ERROR_NULL_POINTER);
+        CHECK_STATUS(
+            diffusion_train_step_with_classes(process, batch, BATCH * TINY_IMAGE, NULL, BATCH, &loss),
+            DIFFUSION_ERROR_NULL_POINTER);
+        CHECK_STATUS(diffusion_predict_noise(process, batch, BATCH * TINY_IMAGE, times, BATCH, other,
+                                             BATCH * TINY_IMAGE),
+                     DIFFUSION_ERROR_NULL_POINTER);
+        OK(diffusion_destroy(process));
+
+        config.num_class_embeds = 0;
+        process = must_create(&config);
+        CHECK_STATUS(
+            diffusion_train_step_with_classes(process, batch, BATCH * TINY_IMAGE, labels, BATCH, &loss),
+            DIFFUSION_ERROR_INVALID_ARGUMENT);
+        check_message(__FILE__, __LINE__, "a network without classes", "class_labels", NULL, NULL);
+        OK(diffusion_destroy(process));
+    }
+}
+
 static volatile sig_atomic_t signals;
 
 static void count_signal(int number) {
@@ -847,6 +1131,9 @@ int main(int argc, char **argv) {
     test_precisions();
     test_failed_steps();
     test_resume();
+    test_exact_resume();
+    test_options();
+    test_classes();
     test_schedules_survive();
     test_overrides();
     test_signals();

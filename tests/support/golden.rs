@@ -5,9 +5,18 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use diffusion::schedule::{BetaSchedule, NoiseSchedule, ScheduleConfig};
 use diffusion::unet::{ParameterSpec, Parameters, UnetConfig};
 use safetensors::{Dtype, SafeTensors};
 use tch::{Kind, Tensor};
+
+// make_goldens.py's streams of formula values; those below are the numbers of parameters.
+pub const INPUT_STREAM: u32 = 100_000;
+pub const TARGET_STREAM: u32 = 100_001;
+pub const LABEL_STREAM: u32 = 100_002;
+pub const IMAGES_STREAM: u32 = 100_003;
+pub const MODES_STREAM: u32 = 100_004;
+pub const NOISE_STREAM: u32 = 200_000;
 
 /// One golden file.
 pub struct Golden {
@@ -108,6 +117,73 @@ pub fn formula_parameters(config: &UnetConfig) -> Parameters {
     let specs = config.parameter_specs().unwrap();
     let tensors = specs.iter().enumerate().map(|(i, spec)| (spec.name.clone(), formula_parameter(i, spec)));
     Parameters::from_tensors(config, tensors.collect()).unwrap()
+}
+
+/// The schedule that scripts/goldens/schedules.py describes so.
+pub fn schedule(description: &serde_json::Value) -> NoiseSchedule {
+    let number = |name: &str| description[name].as_f64().unwrap();
+    let noise_steps = description["noise_steps"].as_u64().unwrap() as usize;
+    let kind = match description["kind"].as_str().unwrap() {
+        "linear" => BetaSchedule::Linear,
+        "scaled_linear" => BetaSchedule::ScaledLinear,
+        "sigmoid" => BetaSchedule::Sigmoid,
+        "cosine" => BetaSchedule::Cosine,
+        "cosine_ramp" => BetaSchedule::CosineRamp,
+        "given" => {
+            let u = |t: usize| t as f64 / noise_steps as f64;
+            let beta = |t: usize| 0.01 + 0.009 * (9.0 * u(t)).sin() + 0.01 * u(t);
+            BetaSchedule::Given((0..noise_steps).map(beta).collect())
+        }
+        other => panic!("no schedule is called {other}"),
+    };
+    let config = ScheduleConfig {
+        kind,
+        beta_start: number("beta_start"),
+        beta_end: number("beta_end"),
+        noise_steps,
+        rescale_zero_terminal_snr: description["rescale_zero_terminal_snr"].as_bool().unwrap(),
+    };
+    NoiseSchedule::new(&config).unwrap()
+}
+
+/// The cases that a file of several describes, as (name, description), sorted.
+pub fn cases(golden: &Golden) -> Vec<(String, serde_json::Value)> {
+    let cases = golden.description["cases"].as_object().unwrap();
+    cases.iter().map(|(name, case)| (name.clone(), case.clone())).collect()
+}
+
+/// make_goldens.py's digest of tensors, [number of tensors, 19].
+pub fn digest<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Tensor {
+    let row = |tensor: &Tensor| {
+        let flat = tensor.detach().to_kind(Kind::Double).flatten(0, -1);
+        let count = flat.numel() as i64;
+        let picked: Vec<i64> = (0..16).map(|i| i * count / 16).collect();
+        let direction = self::tensor(TARGET_STREAM, &[count], 1.0, 0.0).to_kind(Kind::Double);
+        let whole = Tensor::stack(&[flat.abs().max(), flat.norm(), flat.dot(&direction)], 0);
+        Tensor::cat(&[flat.index_select(0, &Tensor::from_slice(&picked)), whole], 0)
+    };
+    Tensor::stack(&tensors.map(row).collect::<Vec<_>>(), 0)
+}
+
+/// The largest difference of each tensor's digest: of values relative to the largest, of norm and projection relative
+/// to the norm.
+pub fn digest_differences(got: &Tensor, want: &Tensor) -> Vec<f64> {
+    assert_eq!(got.size(), want.size());
+    let (got, want) = (got.to_kind(Kind::Double), want.to_kind(Kind::Double));
+    let apart = (got - &want).abs();
+    let worst = |from: i64, to: i64, scale: i64| {
+        apart.slice(1, from, to, 1).amax([1i64], false) / want.select(1, scale).clamp_min(f64::MIN_POSITIVE)
+    };
+    let both = worst(0, 17, 16).maximum(&worst(17, 19, 17));
+    // NaN must not pass for a small difference.
+    Vec::<f64>::try_from(both.nan_to_num(f64::INFINITY, f64::INFINITY, f64::INFINITY)).unwrap()
+}
+
+/// Prints a line of the table of differences, and says whether it is one too large.
+pub fn report(name: &str, found: f64, tolerance: f64) -> bool {
+    let good = found < tolerance;
+    println!("{name:44} {found:.1e}{}", if good { "" } else { "  TOO LARGE" });
+    !good
 }
 
 /// The largest difference, relative to the largest value of `want`.
