@@ -126,6 +126,33 @@ test-go: $(LIBRARY) ## The Go binding and example, with the race detector and a 
 	cd bindings/go && GOGC=1 $(GO) test -count=1 ./...
 	cd examples/go/make_textures && $(GO) test -race -count=1 ./...
 
+# --- The Go texture service -----------------------------------------------------------------------------------------
+
+.PHONY: serve test-go-checks test-server load-server
+SERVER := examples/go/texture-server
+
+build/examples/texture-server: $(wildcard $(SERVER)/*.go $(SERVER)/web/* $(SERVER)/go.* bindings/go/*) $(LIBRARY)
+	@mkdir -p $(@D)
+	cd $(SERVER) && $(GO) build -o $(CURDIR)/$@ .
+
+serve test-go-checks test-server load-server: export DIFFUSION_LIB := $(CURDIR)/build/lib
+
+serve: build/examples/texture-server ## The texture service on http://127.0.0.1:8080 (SERVE_FLAGS: its options)
+	build/examples/texture-server $(SERVE_FLAGS)
+
+# Go's own link line leaves out libstdc++, which the address sanitizer looks for exception handling in when it starts.
+test-go-checks: $(LIBRARY) ## The Go binding under the address sanitizer and cgo's pointer checks (minutes)
+	cd bindings/go && GOEXPERIMENT=cgocheck2 $(GO) test -count=1 ./...
+	cd bindings/go && CGO_LDFLAGS="-Wl,--no-as-needed -lstdc++" $(GO) test -asan -vet=off -count=1 ./...
+
+test-server: build/examples/texture-server ## The texture service over loopback, its page in Chromium, its manifests
+	cd $(SERVER) && $(GO) vet ./... && $(GO) test -race -count=1 ./...
+	chromium=$$(scripts/ensure_browser.sh) && cd $(SERVER)/tests && $(GO) vet ./... && \
+		CHROMIUM=$$chromium TEXTURE_SERVER=$(CURDIR)/build/examples/texture-server $(GO) test -count=1 ./...
+
+load-server: $(LIBRARY) ## The texture service with thousands of clients (not in make test)
+	cd $(SERVER) && TEXTURE_VISITORS=$(or $(VISITORS),5000) $(GO) test -count=1 -timeout 1h -run TestCrowd -v .
+
 # --- The Godot plugin -----------------------------------------------------------------------------------------------
 
 GODOT_SOURCES := $(wildcard examples/godot/src/*.[ch])
