@@ -129,18 +129,19 @@ def unet():
         with torch.no_grad():
             output = model(**arguments).sample
         description, inputs = describe_unet(model, arguments)
-        exact = {key: value.double() if key != "timestep" else value for key, value in arguments.items()}
-        if description["config"]["num_class_embeds"] is not None:
-            exact["class_labels"] = arguments["class_labels"]
-        # An embedding of timesteps as classes is not cast to the type of the weights.
-        model.double().time_proj.register_forward_hook(lambda _, __, embedding: embedding.double())
-        loss, grad_input, gradients = differentiate(model, exact)
+        loss, grad_input, gradients = differentiate(model, arguments)
         short = {"loss": loss, "grad_input": grad_input, "gradients": digest(gradients.values())}
         yield name, {"output": output} | {key: value.float() for key, value in short.items()} | inputs, description
 
 
 def differentiate(model, arguments):
-    """The mean squared error of the output, its derivative by the input, and by each parameter by name."""
+    """The mean squared error of the output, its derivative by the input, and by each parameter by name, in f64."""
+    arguments = dict(arguments)
+    for key in ("sample", "class_labels"):
+        if key in arguments and arguments[key].is_floating_point():
+            arguments[key] = arguments[key].double()
+    # An embedding of timesteps as classes is not cast to the type of the weights.
+    model.double().time_proj.register_forward_hook(lambda _, __, embedding: embedding.double())
     arguments["sample"].requires_grad_(True)
     output = model(**arguments).sample
     loss = torch.nn.functional.mse_loss(output, tensor(TARGET, tuple(output.shape)).to(output.dtype))
@@ -157,8 +158,8 @@ def gradients():
         model, arguments = make_unet(name, {"block_out_channels": [8, 16]})
         loss, grad_input, gradients = differentiate(model, arguments)
         description, inputs = describe_unet(model, arguments)
-        results = {"loss": loss, "grad_input": grad_input}
-        yield name, results | {f"grad.{key}": value for key, value in gradients.items()} | inputs, description
+        results = {"loss": loss, "grad_input": grad_input} | {f"grad.{key}": g for key, g in gradients.items()}
+        yield name, {key: value.float() for key, value in results.items()} | inputs, description
 
 
 @group

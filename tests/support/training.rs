@@ -52,6 +52,7 @@ pub fn compare_training(name: &str, golden: &Golden, config: &TrainingConfig) ->
         },
         seed: golden.description["seed"].as_u64().unwrap(),
         want_loss: true,
+        class_labels: None,
         cancelled: &|| false,
     };
     let mut trainer = Trainer::new(&unet, formula_parameters(&unet), config, Device::Cpu).unwrap();
