@@ -57,10 +57,11 @@ header: $(LIBTORCH_READY) ## Regenerate include/diffusion.h (and the Go binding'
 
 CXX_HEADERS := include/diffusion.h bindings/cpp/diffusion.hpp $(wildcard examples/cpp/*.hpp)
 EXAMPLES := build/examples/sample build/examples/make_textures build/examples/train_textures
+EXAMPLES += build/examples/jobs build/examples/realtime
 
 examples: $(EXAMPLES) build/examples/go_make_textures ## Build all examples into build/examples
 
-build/examples/sample: examples/c/sample.c include/diffusion.h $(LIBRARY)
+build/examples/sample build/examples/jobs: build/examples/%: examples/c/%.c include/diffusion.h $(LIBRARY)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -std=c99 $(WARNINGS) $< $(LINK) -lm -o $@
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the C and C++ examples as their users would, on small files made here: every source of training images, resume,
 # Ctrl-C, bad inputs. Usage: run.sh [folder of the built programs, default build]; it must hold examples/sample,
-# examples/make_textures, examples/train_textures and tests/fixtures. Ends with "N passed, M failed".
+# jobs, realtime, make_textures, train_textures and tests/fixtures. Ends with "N passed, M failed".
 set -uo pipefail
 
 build=$(cd "${1:-build}" && pwd) || exit 1
@@ -9,6 +9,7 @@ train=$build/examples/train_textures
 make_textures=$build/examples/make_textures
 sample=$build/examples/sample
 fixtures=$build/tests/fixtures
+trained=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../models/textures" && pwd) || exit 1
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work" || exit 1
@@ -215,6 +216,31 @@ fails "an unknown method" "--method" "${textures[@]}" --method magic
 fails "an eta above 1" "--eta" "${textures[@]}" --eta 1.5
 fails "more steps than the model has" "steps is 21" "${textures[@]}" --steps 21
 fails "a picture that cannot be written" "nowhere/x.png" "${textures[@]}" --count 1 --steps 1 --out nowhere/x.png
+
+# ---- jobs
+
+jobs=$build/examples/jobs
+realtime=$build/examples/realtime
+if run "the C example of jobs" 1 "$jobs" nowhere; then
+    expect "says what is wrong with a model" grep -q nowhere err
+fi
+if run "the C example of jobs" 1 "$jobs" model; then # which has 20 timesteps: 30 steps are too many
+    expect "says what is wrong with the steps" grep -q 'steps is 30' err
+fi
+if run "the C example of jobs" 0 "$jobs" "$trained"; then
+    expect "waits for one and cancels another" grep -q 'cancelled; a finished .* distance 0$' out
+    expect "counts the steps" grep -q '^step 30 of 30$' out
+    expect "writes two pictures" test "$(head -n 1 jobs.ppm)" = "P6 32 64 255"
+    expect "of all their pixels" test "$(wc -c <jobs.ppm)" -eq $((13 + 32 * 64 * 3))
+fi
+if run "the 60 Hz loop" 0 "$realtime" --model "$trained" --count 5 --steps 12 --at-a-time 2; then
+    expect "has each texture in the buffer once" test "$(grep 'is in the buffer' out | grep -o 'texture [0-9]*' | sort -u | wc -l)" -eq 5
+    expect "counts every frame" test "$(sed -n 's/^\([0-9]*\) frames; .*/\1/p' out)" -eq \
+        "$(awk '/^ *(<=|>) / { sum += $3 } END { print sum }' out)"
+    expect "shows previews" grep -q '^[1-9][0-9]* previews' out
+fi
+fails "a model for the loop that is not there" "nowhere" "$realtime" --model nowhere
+fails "too many steps for the loop" "steps is 40" "$realtime" --model model --steps 40
 
 # ---- the C example
 
