@@ -230,6 +230,42 @@ dist: $(LIBRARY) ## Make the relocatable tarball in build/dist
 test-install: dist ## The tarball, unpacked in a strange folder and moved, as C, C++ and Go programs use it
 	scripts/ensure_install_tools.sh cmake pkg-config
 	tests/install/run.sh build/dist/$(RELEASE).tar.gz
+# --- Quality and Python ---------------------------------------------------------------------------------------------
+
+# A marker of its own for each list of packages: what it needs is installed again only when the list changes.
+.venv-quality/installed: tools/quality/requirements.txt tools/quality/requirements-test.txt
+	test -d .venv-quality || $(PYTHON) -m venv .venv-quality
+	.venv-quality/bin/python -m pip install -q -r tools/quality/requirements.txt
+	@touch $@
+
+.venv-quality-test/installed: tools/quality/requirements-test.txt
+	$(PYTHON) -m pip install -q --disable-pip-version-check --upgrade --target .venv-quality-test -r $<
+	@touch $@
+
+.PHONY: quality test-quality test-python check-diffusers
+
+# More samples and evaluations: make quality QUALITY_FLAGS="--count 256 --evaluations 5,10,20,50,100"
+quality: build/examples/make_textures data/freedoom/SOURCE.txt .venv-quality/installed ## Quality of each solver: docs/QUALITY.md (5 GB into .venv-quality)
+	.venv-quality/bin/python tools/quality plot --textures data/freedoom/flats data/freedoom/walls --scale-down 2 --size 32 \
+		--model models/textures $(QUALITY_FLAGS)
+
+QUALITY_FLAGS := --count 64 --evaluations 5,10,20
+
+test-quality: .venv-quality-test/installed ## The quality tool's statistics and errors; needs no PyTorch
+	PYTHONPATH=$(CURDIR)/.venv-quality-test $(PYTHON) -m unittest discover -s tests/quality
+
+test-python: .venv-quality/installed ## examples/python: diffusers samples from models/textures
+	@mkdir -p out
+	.venv-quality/bin/python examples/python/sample.py models/textures out/python.png
+
+build/tests/write_checkpoints: tests/diffusers/write_checkpoints.cpp $(CXX_HEADERS) $(LIBRARY)
+	@mkdir -p $(@D)
+	$(CXX) $(CXXFLAGS) -std=c++17 $(WARNINGS) -Wconversion $< $(LINK) -pthread -o $@
+
+check-diffusers: build/tests/write_checkpoints .venv-quality/installed ## diffusers opens every schedule that diffusion_save writes
+	rm -rf build/tests/diffusers
+	build/tests/write_checkpoints build/tests/diffusers models/textures
+	.venv-quality/bin/python scripts/check_in_diffusers.py build/tests/diffusers
 
 clean: ## Remove what was built, not what was fetched
 	rm -rf build out target

@@ -6,9 +6,11 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <filesystem>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -24,6 +26,7 @@ struct Options {
     std::string model = "models/textures";
     bool untrained = false;
     std::string out = "textures.png";
+    std::string separate;
     std::size_t count = 16;
     std::size_t columns = 0;
     std::string method = "ddim";
@@ -44,6 +47,9 @@ void add_options(CLI::App &app, Options &o) {
     app.add_flag("--untrained", o.untrained, "Use fresh 32x32 weights, which give noise, in place of --model")
         ->excludes(model);
     app.add_option("--out", o.out, "Picture to write")->type_name("PNG")->capture_default_str();
+    app.add_option("--separate", o.separate,
+                   "Folder for each texture by itself as well: 0000.png, 0001.png, ...")
+        ->type_name("FOLDER");
     app.add_option("--count", o.count, "Textures to make")->check(CLI::Range(1, 4096))->capture_default_str();
     app.add_option("--columns", o.columns, "Textures in a row. Default: as square as it goes")
         ->check(CLI::Range(1, 4096));
@@ -77,6 +83,20 @@ diffusion::Process open_model(const Options &o) {
         return diffusion::Process(config);
     }
     return diffusion::Process::load(o.model, config);
+}
+
+// Unscaled and without margin, as scripts/quality reads them.
+void write_separately(const std::filesystem::path &folder, const std::vector<examples::Image> &textures) {
+    std::error_code error;
+    std::filesystem::create_directories(folder, error);
+    if (error) {
+        throw std::runtime_error("--separate is " + folder.string() + ": " + error.message());
+    }
+    for (std::size_t i = 0; i < textures.size(); ++i) {
+        std::string name = std::to_string(i);
+        name.insert(0, name.size() < 4 ? 4 - name.size() : 0, '0');
+        examples::write_png(folder / (name + ".png"), textures[i]);
+    }
 }
 
 int make(const Options &o) {
@@ -120,6 +140,9 @@ int make(const Options &o) {
     const auto size = static_cast<std::size_t>(config.image_size);
     const std::size_t scale = o.scale > 0 ? o.scale : std::max<std::size_t>(1, 128 / (size * o.tile));
     std::vector<examples::Image> textures = examples::split_rgb8(bytes, size);
+    if (!o.separate.empty()) {
+        write_separately(o.separate, textures);
+    }
     for (examples::Image &texture : textures) {
         texture = examples::enlarge(examples::repeat(texture, o.tile), scale);
     }

@@ -193,6 +193,10 @@ for method in ddpm ddim dpm-solver++ dpm-solver++-sde unipc euler heun; do
     run "samples with $method" 0 "${textures[@]}" --out "$method.png" --count 2 --method $method --steps 4 --eta 0.5 &&
         expect "$method gives a picture" size_is "$method.png" 268x136
 done
+run "writes them separately" 0 "${textures[@]}" --out a.png --count 3 --steps 2 --separate made/apart &&
+    expect "each at its own size" size_is made/apart/0002.png 16x16 &&
+    expect "and no more" test "$(ls made/apart | wc -l)" -eq 3
+fails "a --separate that is a file" "--separate" "${textures[@]}" --out a.png --count 1 --steps 1 --separate a.png
 run "samples a gray model" 0 "$make_textures" --model idx --device cpu --out gray.png --count 1 --steps 2 &&
     expect "gives a gray picture" size_is gray.png 128x128
 run "samples an exported model" 0 "${textures[@]}" --model shipped --out shipped.png --count 1 --steps 2 &&
