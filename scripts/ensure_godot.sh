@@ -96,7 +96,10 @@ for candidate in ${GODOT:+"$GODOT"} godot4 godot "$home/godot"; do
         godot=$candidate
         break
     fi
-    [ "$candidate" != "${GODOT:-}" ] || unavailable "GODOT is $candidate: must be a command that runs Godot $oldest or later"
+    if [ "$candidate" = "${GODOT:-}" ]; then
+        printf 'ensure_godot: GODOT is %s: must be a command that runs Godot %s or later\n' "$candidate" "$oldest" >&2
+        exit 1
+    fi
 done
 if [ -z "$godot" ]; then
     mkdir -p "$home"
