@@ -88,7 +88,7 @@ test: check test-setup test-rust test-c test-cpp test-examples test-go test-inst
 	@echo "all tests passed"
 
 check: $(LIBTORCH_READY) ## Formatting and lints
-	@scripts/ensure_check_tools.sh
+	@scripts/ensure_tools.sh clang-format
 	$(CARGO) fmt --check
 	$(CARGO) clippy --release --locked --all-targets -- -D warnings
 	.venv/bin/clang-format --dry-run --Werror $(shell find src bindings/cpp examples benches tests -name '*.[ch]' -o -name '*.[ch]pp' | sort)
@@ -228,7 +228,7 @@ dist: $(LIBRARY) ## Make the relocatable tarball in build/dist
 	@ls -sh build/dist/$(RELEASE).tar.gz
 
 test-install: dist ## The tarball, unpacked in a strange folder and moved, as C, C++ and Go programs use it
-	scripts/ensure_install_tools.sh cmake pkg-config
+	scripts/ensure_tools.sh cmake pkg-config
 	tests/install/run.sh build/dist/$(RELEASE).tar.gz
 # --- Quality and Python ---------------------------------------------------------------------------------------------
 

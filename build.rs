@@ -34,7 +34,7 @@ fn header(path: &Path) {
     println!("cargo:rustc-env=DIFFUSION_GENERATED_HEADER={}", path.display());
 }
 
-/// The one C++ file: what libtorch has and tch lacks (src/torch/shim.cpp).
+/// What libtorch has and tch lacks (src/torch/shim.cpp).
 fn shim(libtorch: &Path) {
     println!("cargo:rerun-if-changed=src/torch/shim.cpp");
     println!("cargo:rerun-if-env-changed=LIBTORCH");

@@ -67,18 +67,18 @@ fetch_godot() {
 
     local deb
     for deb in "$work"/cache/archives/*.deb; do
-        dpkg-deb -x "$deb" "$work/root" || unavailable "cannot unpack $(basename "$deb"): is the disk full?"
+        dpkg-deb -x "$deb" "$work/tree" || unavailable "cannot unpack $(basename "$deb"): is the disk full?"
     done
     # What runs is kept: the rest (usr/bin/X11 is a link to itself) only troubles tools that walk the checkout.
     local part
-    rm -rf "$home/root"
+    rm -rf "$home/tree"
     for part in etc/fonts usr/bin/godot usr/lib usr/share/X11 usr/share/drirc.d usr/share/xkeyboard-config-2; do
-        [ ! -e "$work/root/$part" ] || { mkdir -p "$home/root/$(dirname "$part")" && mv "$work/root/$part" "$home/root/$part"; }
+        [ ! -e "$work/tree/$part" ] || { mkdir -p "$home/tree/$(dirname "$part")" && mv "$work/tree/$part" "$home/tree/$part"; }
     done
     cat >"$home/godot" <<'WRAPPER'
 #!/bin/sh
 # Written by scripts/ensure_godot.sh: Godot with the C library and the OpenGL driver that it was built with.
-root=$(dirname "$(readlink -f "$0")")/root
+root=$(dirname "$(readlink -f "$0")")/tree
 lib=$root/usr/lib/x86_64-linux-gnu
 export LIBGL_DRIVERS_PATH="$lib/dri" __GLX_VENDOR_LIBRARY_NAME=mesa XKB_CONFIG_ROOT="$root/usr/share/X11/xkb"
 exec "$lib/ld-linux-x86-64.so.2" --library-path "$lib:$lib/pulseaudio" "$root/usr/bin/godot" "$@"

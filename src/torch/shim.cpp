@@ -1,4 +1,4 @@
-// The one C++ file of the library; see shim.h. It links against libtorch_cpu and libc10 only: what it does on
+// What libtorch has and tch lacks; see shim.h. It links against libtorch_cpu and libc10 only: what it does on
 // CUDA goes through libtorch's dispatcher and device-neutral interfaces.
 
 #include "shim.h"

