@@ -63,7 +63,7 @@ const (
 	OptimizerAdamW Optimizer = 1 // "adamw": arXiv 1711.05101; WeightDecay shrinks the weights directly
 )
 
-// Precision is the arithmetic of training.
+// Precision is the arithmetic of training or of sampling.
 type Precision int32
 
 // The precisions.
@@ -71,6 +71,7 @@ const (
 	PrecisionF32  Precision = 0 // "f32"
 	PrecisionF16  Precision = 1 // "f16": autocast with a gradient scaler; CUDA only
 	PrecisionBF16 Precision = 2 // "bf16": autocast; CPU and CUDA
+	PrecisionAuto Precision = 3 // "auto": the fastest that is close enough; for sampling only
 )
 
 // Table is one of the noise schedule's tables, each [NoiseSteps].
@@ -185,7 +186,7 @@ var (
 	predictionNames = enum{"prediction", 0, []string{"epsilon", "sample", "velocity"}}
 	optimizerNames  = enum{"optimizer", 0, []string{"adam", "adamw"}}
 	lossNames       = enum{"loss", 0, []string{"mse", "huber"}}
-	precisionNames  = enum{"precision", 0, []string{"f32", "f16", "bf16"}}
+	precisionNames  = enum{"precision", 0, []string{"f32", "f16", "bf16", "auto"}}
 	tableNames      = enum{"table", 0, []string{"beta", "alpha", "alpha-cumprod", "sqrt-alpha-cumprod", "sqrt-one-minus-alpha-cumprod"}}
 	methodNames     = enum{"method", 0, []string{"ddpm", "ddim", "dpm-solver++", "dpm-solver++-sde", "unipc", "euler", "heun"}}
 	spacingNames    = enum{"spacing", -1, []string{"default", "leading", "trailing", "linspace", "karras"}}
