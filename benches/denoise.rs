@@ -31,7 +31,7 @@ fn main() {
             let a = model.forward(&x, &tensor, None, None).expect("an output");
             plain.push(begin.ms());
             let begin = Clock::start();
-            let b = plan.forward(&model, &x, &timesteps).expect("an output");
+            let b = plan.forward(&model, &x, &timesteps, None).expect("an output");
             planned.push(begin.ms());
             let largest = a.abs().max().double_value(&[]);
             difference = difference.max((a - b).abs().max().double_value(&[]) / largest);

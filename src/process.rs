@@ -540,19 +540,30 @@ impl DiffusionProcess {
     /// label, which has been checked.
     pub fn denoise(&self, x: &Tensor, timesteps: &[f64], class_labels: Option<&[i64]>) -> Result<Tensor> {
         let _no_grad = GradGuard::set(false);
-        if class_labels.is_none() {
-            if let Some(output) = self.denoise_planned(x, timesteps)? {
-                return Ok(output);
-            }
+        if let Some(output) = self.denoise_planned(x, timesteps, class_labels)? {
+            return Ok(output);
         }
         let timesteps = Tensor::f_from_slice(timesteps)?.f_to_kind(Kind::Float)?.f_to_device(self.device)?;
         let labels = class_labels.map(Tensor::f_from_slice).transpose()?;
         let labels = labels.map(|labels| labels.f_to_device(self.device)).transpose()?;
-        Ok(self.model.forward(x, &timesteps, labels.as_ref(), None)?.f_to_kind(Kind::Float)?)
+        if self.device != Device::Cpu {
+            return Ok(self.model.forward(x, &timesteps, labels.as_ref(), None)?.f_to_kind(Kind::Float)?);
+        }
+        // libtorch's kernels round an image by the batch that it is in: each is computed alone.
+        let images = (0..timesteps.numel() as i64).map(|i| {
+            let label = labels.as_ref().map(|labels| labels.f_narrow(0, i, 1)).transpose()?;
+            self.model.forward(&x.f_narrow(0, i, 1)?, &timesteps.f_narrow(0, i, 1)?, label.as_ref(), None)
+        });
+        Ok(Tensor::f_cat(&images.collect::<Result<Vec<_>>>()?, 0)?)
     }
 
     /// [`Self::denoise`] by the inference plan, where the network has one.
-    fn denoise_planned(&self, x: &Tensor, timesteps: &[f64]) -> Result<Option<Tensor>> {
+    fn denoise_planned(
+        &self,
+        x: &Tensor,
+        timesteps: &[f64],
+        class_labels: Option<&[i64]>,
+    ) -> Result<Option<Tensor>> {
         let mut plan = self.plan.borrow_mut();
         if matches!(*plan, Planned::Not) {
             let size = self.config.image_size();
@@ -561,7 +572,7 @@ impl DiffusionProcess {
         }
         match &mut *plan {
             Planned::Made(plan) if plan.fits(&x.size()) => {
-                Ok(Some(plan.forward(&self.model, x, timesteps)?))
+                Ok(Some(plan.forward(&self.model, x, timesteps, class_labels)?))
             }
             _ => Ok(None),
         }

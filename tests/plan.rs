@@ -36,8 +36,9 @@ fn outputs_are_those_of_diffusers_for_every_configuration_that_has_a_plan() {
         let x = tensor(INPUT_STREAM, &shape, 2.0, 0.0);
         assert!(exact.fits(&x.size()), "{name}");
         let timesteps = Vec::<f64>::try_from(golden.array("timesteps").to_kind(Kind::Double)).unwrap();
+        let labels = golden.arrays.get("class_labels").map(|labels| Vec::<i64>::try_from(labels).unwrap());
         let found = [&mut exact, &mut rounded].map(|plan| {
-            let output = plan.forward(&model, &x, &timesteps).unwrap();
+            let output = plan.forward(&model, &x, &timesteps, labels.as_deref()).unwrap();
             (difference(&output, golden.array("output")), plan.bytes() >> 20)
         });
         let [(difference, bytes), (difference_bf16, bytes_bf16)] = found;
@@ -48,8 +49,6 @@ fn outputs_are_those_of_diffusers_for_every_configuration_that_has_a_plan() {
     // Every other configuration is covered.
     let expected = [
         "class_identity",
-        "class_table",
-        "class_timestep",
         "fourier",
         "gelu",
         "mish",
@@ -97,9 +96,9 @@ proptest! {
         let x = tensor(INPUT_STREAM, &shape, 2.0, 0.0);
         let timesteps: Vec<f64> = (0..batch).map(|i| (i / 2 * 311) as f64).collect();
         let plain = model.forward(&x, &Tensor::from_slice(&timesteps), None, None).unwrap();
-        let found = difference(&plan(PlanWeights::F32).forward(&model, &x, &timesteps).unwrap(), &plain);
+        let found = difference(&plan(PlanWeights::F32).forward(&model, &x, &timesteps, None).unwrap(), &plain);
         prop_assert!(found < TOLERANCE, "{found:e} for {config:?}");
-        let found = difference(&plan(PlanWeights::Bf16).forward(&model, &x, &timesteps).unwrap(), &plain);
+        let found = difference(&plan(PlanWeights::Bf16).forward(&model, &x, &timesteps, None).unwrap(), &plain);
         prop_assert!(found < BF16_TOLERANCE, "{found:e} in bf16 for {config:?}");
     }
 }
@@ -125,11 +124,12 @@ fn an_image_is_the_same_in_any_batch() {
             let shape = [all, 3, size as i64, size as i64];
             let x = tensor(INPUT_STREAM, &shape, 2.0, 0.0);
             let timesteps: Vec<f64> = (0..all).map(|i| (i / 3 * 25) as f64).collect();
-            let whole = plan.forward(&model, &x, &timesteps).unwrap();
+            let whole = plan.forward(&model, &x, &timesteps, None).unwrap();
             for batch in [1, 2, 3, 5, 7, 8, 13, 17, 32] {
                 let first = all - batch;
-                let part =
-                    plan.forward(&model, &x.narrow(0, first, batch), &timesteps[first as usize..]).unwrap();
+                let part = plan
+                    .forward(&model, &x.narrow(0, first, batch), &timesteps[first as usize..], None)
+                    .unwrap();
                 let difference = (whole.narrow(0, first, batch) - part).abs().max().double_value(&[]);
                 assert_eq!(
                     difference, 0.0,
