@@ -595,6 +595,9 @@ typedef struct diffusion_config {
 /**
  * Receives a process's log: level is one of DIFFUSION_LOG_*, message is UTF-8 and valid during the call only.
  *
+ * Warnings come of a schedule that leaves some of the image at its last timestep, and of sampling that starts so far
+ * before the last timestep that some of the image should be left: each is said once.
+ *
  * Called on the process's own thread, or on the thread that sets it for what was logged before, one call at a
  * time. It must be quick and must not call any function of this library but diffusion_version,
  * diffusion_abi_version and diffusion_status_string: others return DIFFUSION_ERROR_INVALID_ARGUMENT from there.

@@ -6,6 +6,7 @@ package diffusion
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 )
 
@@ -230,6 +231,22 @@ func (v Device) MarshalText() ([]byte, error) { return deviceNames.marshal(int32
 
 // UnmarshalText takes the short name.
 func (v *Device) UnmarshalText(text []byte) error { return deviceNames.unmarshal(text, (*int32)(v)) }
+
+// ParseDevice reads what a program's option says: auto, cpu, cuda or cuda:N, N being the device's index, 0..=1023. They
+// are for Config.Device and Config.DeviceIndex. The error is an ErrInvalidArgument.
+func ParseDevice(text string) (device Device, index int, err error) {
+	name, number, numbered := strings.Cut(text, ":")
+	wrong := device.UnmarshalText([]byte(name)) != nil || numbered && device != DeviceCUDA
+	if numbered && !wrong {
+		index, err = strconv.Atoi(number)
+		wrong = err != nil || index < 0 || index > 1023 || number[0] == '+'
+	}
+	if wrong {
+		return DeviceAuto, 0, fmt.Errorf("%w: device is %q: must be auto, cpu, cuda or cuda:N with N in 0..=1023",
+			ErrInvalidArgument, text)
+	}
+	return device, index, nil
+}
 
 // String returns the short name.
 func (v BetaSchedule) String() string { return scheduleNames.string(int32(v)) }

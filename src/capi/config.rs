@@ -626,10 +626,8 @@ fn sampler_params(config: &ProcessConfig, params: &diffusion_sample_params) -> R
     let steps = match params.steps {
         0 if method == Method::Ddpm => noise_steps,
         0 => noise_steps.min(50),
-        steps => usize::try_from(steps).map_err(|_| {
-            let name = if method == Method::Ddim { "ddim_steps" } else { "steps" };
-            Error::argument(name, steps, format!("in 1..={noise_steps}"))
-        })?,
+        steps => usize::try_from(steps)
+            .map_err(|_| Error::argument("steps", steps, format!("in 1..={noise_steps}")))?,
     };
     let dynamic_thresholding = match params.dynamic_thresholding {
         0.0 => scheduler.dynamic_thresholding,

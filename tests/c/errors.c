@@ -956,8 +956,11 @@ static void test_values(void) {
                 "ddim_steps", value, "50");
         params = sample_params(1, wrong_steps[i], 0);
         if (wrong_steps[i] != 0) {
+            params.method = i % 2 == 0 ? DIFFUSION_METHOD_DDIM : DIFFUSION_METHOD_HEUN;
+            snprintf(value, sizeof value, "steps is %d", (int)wrong_steps[i]);
             REFUSED(diffusion_sample_with(process, &params, o.out, TINY_IMAGE * 4), INVALID, "steps", value,
                     "50");
+            CHECK(strncmp(diffusion_last_error_message(), value, strlen(value)) == 0);
         }
     }
     REFUSED(diffusion_sample_ddim(process, 1, 2, -0.5f, 0, o.out, TINY_IMAGE), INVALID, "eta", "-0.5", "1");
