@@ -11,15 +11,16 @@ use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::{self, CheckpointRef, SchedulerConfig, TrainingState, WeightType};
 use crate::memory;
-use crate::noise::{Domain, Stream};
+use crate::noise::{self, Domain, Stream};
 use crate::pixels::Format;
 use crate::sampler::SamplerParams;
 use crate::schedule::NoiseSchedule;
-use crate::torch::{self, GradGuard};
+use crate::torch::cuda::{self, CudaCapture};
+use crate::torch::{self, GradGuard, LowPrecision};
 use crate::training::grad_scaler::GradScaler;
 use crate::training::trainer::{Accumulated, StepContext, Trainer};
 use crate::training::{check_learning_rate, Precision, TrainingConfig};
-use crate::unet::{ClassEmbedding, DiffusionModel, InferencePlan, Parameters, UnetConfig};
+use crate::unet::{ClassEmbedding, DiffusionModel, GpuModel, InferencePlan, Parameters, UnetConfig};
 use crate::{Error, Result};
 
 /// The most levels that a process's U-Net may have.
@@ -263,6 +264,8 @@ pub struct DiffusionProcess {
     model: DiffusionModel,
     /// Those weights laid out for sampling: made when first needed, dropped when they change.
     plan: RefCell<Planned>,
+    /// What samples on CUDA.
+    gpu: Option<RefCell<GpuModel<CudaCapture>>>,
     device: Device,
     log: Vec<String>,
 }
@@ -320,7 +323,17 @@ impl DiffusionProcess {
         let model = DiffusionModel::new(&config.unet, trainer.sampling_parameters())?;
         let log = schedule.warning().into_iter().collect();
         let plan = RefCell::new(Planned::Not);
-        Ok(DiffusionProcess { config, schedule, trainer, model, plan, device, log })
+        let gpu = match device.is_cuda() {
+            true => Some(RefCell::new(GpuModel::new(
+                &config.unet,
+                device,
+                gpu_precision(&config),
+                config.max_batch,
+                CudaCapture::new(device),
+            )?)),
+            false => None,
+        };
+        Ok(DiffusionProcess { config, schedule, trainer, model, plan, gpu, device, log })
     }
 
     /// Writes a checkpoint folder; a crash leaves the old or the new one.
@@ -478,6 +491,9 @@ impl DiffusionProcess {
 
     /// Warnings since the last call.
     pub fn take_log(&mut self) -> Vec<String> {
+        if let Some(gpu) = &mut self.gpu {
+            self.log.append(&mut gpu.get_mut().take_notes());
+        }
         std::mem::take(&mut self.log)
     }
 
@@ -511,6 +527,10 @@ impl DiffusionProcess {
     /// label, which has been checked.
     pub fn denoise(&self, x: &Tensor, timesteps: &[f64], class_labels: Option<&[i64]>) -> Result<Tensor> {
         let _no_grad = GradGuard::set(false);
+        if let Some(gpu) = &self.gpu {
+            let parameters = self.trainer.sampling_parameters();
+            return gpu.borrow_mut().forward(parameters, x, timesteps, class_labels);
+        }
         if class_labels.is_none() {
             if let Some(output) = self.denoise_planned(x, timesteps)? {
                 return Ok(output);
@@ -544,6 +564,9 @@ impl DiffusionProcess {
         if matches!(plan, Planned::Made(_)) {
             *plan = Planned::Not;
         }
+        if let Some(gpu) = &mut self.gpu {
+            gpu.get_mut().weights_changed();
+        }
     }
 
     /// Samples one image for each stream, all in lock step; `[streams, channels, height, width]` in [-1, 1].
@@ -569,11 +592,9 @@ impl DiffusionProcess {
 
     /// Standard normal noise for each stream: draw number `draw` of its own; `[streams, channels, height, width]`.
     pub fn normal(&self, streams: &[Stream], draw: u32) -> Result<Tensor> {
-        let mut values = memory::zeroed(streams.len() * self.config.image_len())?;
-        for (stream, image) in streams.iter().zip(values.chunks_exact_mut(self.config.image_len())) {
-            stream.fill_normal(draw, image);
-        }
-        self.to_tensor(&values)
+        let (channels, size) = (self.config.channels() as i64, self.config.image_size() as i64);
+        let values = noise::device::normal(streams, draw, self.config.image_len(), self.device)?;
+        Ok(values.f_view([-1, channels, size, size])?)
     }
 
     /// One training step, or one of the `accumulation_steps` parts of one, on `images`
@@ -660,7 +681,8 @@ impl DiffusionProcess {
     /// Images on the device, `[batch, channels, height, width]`.
     pub fn to_tensor(&self, images: &[f32]) -> Result<Tensor> {
         let (channels, size) = (self.config.channels() as i64, self.config.image_size() as i64);
-        Ok(Tensor::f_from_slice(images)?.f_view([-1, channels, size, size])?.f_to_device(self.device)?)
+        let count = (images.len() / self.config.image_len().max(1)) as i64;
+        cuda::upload(images, &[count, channels, size, size], self.device)
     }
 }
 
@@ -671,10 +693,19 @@ pub fn unknown_parameter(name: &str) -> Error {
 
 /// Copies a tensor to the host as f32.
 pub fn to_vec(tensor: &Tensor) -> Result<Vec<f32>> {
-    let tensor = tensor.f_to_kind(Kind::Float)?.f_to_device(Device::Cpu)?.f_contiguous()?;
     let mut values = memory::zeroed(tensor.numel())?;
+    if tensor.device().is_cuda() {
+        cuda::download(tensor, &mut values)?;
+        return Ok(values);
+    }
+    let tensor = tensor.f_to_kind(Kind::Float)?.f_to_device(Device::Cpu)?.f_contiguous()?;
     tensor.f_copy_data(&mut values, tensor.numel())?;
     Ok(values)
+}
+
+/// What to sample in on CUDA; `None`: f32.
+fn gpu_precision(_config: &ProcessConfig) -> Option<LowPrecision> {
+    None
 }
 
 /// What the network's own module can do and a process cannot, in diffusers' names, since it comes from a file.
