@@ -134,6 +134,16 @@ test-go: $(LIBRARY) ## The Go binding and example, with the race detector and a 
 	cd bindings/go && GOGC=1 $(GO) test -count=1 ./...
 	cd examples/go/make_textures && $(GO) test -race -count=1 ./...
 
+# --- CUDA (tests/cuda.rs is a part of test-rust too) ------------------------------------------------------------------
+
+.PHONY: test-cuda check-cuda-names
+
+test-cuda: $(LIBTORCH_READY) ## The GPU against the CPU, on a machine that has one; passes, and says so, where none is
+	$(CARGO) test --release --locked --test cuda -- --nocapture --test-threads=1
+
+check-cuda-names: $(LIBTORCH_READY) ## The names from CUDA that the build uses, against NVIDIA's own headers (2 MB)
+	scripts/check_cuda_names.sh
+
 # --- The Go texture service -----------------------------------------------------------------------------------------
 
 .PHONY: serve test-go-checks test-server load-server
