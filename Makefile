@@ -91,7 +91,7 @@ demo: build/examples/make_textures ## Sample 16 textures from the model in model
 export OMP_WAIT_POLICY ?= passive
 
 # Each target below can be run alone.
-test: check test-setup test-rust test-c test-cpp test-examples test-go test-install ## Everything that CI runs
+test: check test-setup test-rust test-c test-cpp test-examples test-go test-go-checks test-server test-godot test-quality test-install ## Everything that CI runs
 	@echo "all tests passed"
 
 check: $(LIBTORCH_READY) ## Formatting and lints
