@@ -52,7 +52,8 @@ check_tree() {
     done < <(find "$sdk/lib" -name '*.so*' -type f)
     # In texts and in libdiffusion.so.0, where compilers would put them into messages and patchelf might leave a remainder.
     # libtorch's own libraries hold the paths of those who built them.
-    if grep -rlF --exclude-dir=diffusion -e "$checkout" -e "$libtorch" -e "${CARGO_HOME:-$HOME/.cargo}" "$sdk/lib" "$sdk/include"; then
+    if grep -rlF -e "$checkout" -e "$libtorch" -e "${CARGO_HOME:-$HOME/.cargo}" \
+        "$sdk"/lib/libdiffusion.so.0 "$sdk/lib/cmake" "$sdk/lib/pkgconfig" "$sdk/include"; then
         fail "the files above name a folder of the build"
     fi
     for file in README.md LICENSE-MIT LICENSE-APACHE licenses/README.md licenses/libtorch.txt licenses/libgomp.txt \
