@@ -60,6 +60,9 @@ check_tree() {
         licenses/nvidia-cuda.txt licenses/intel-onemkl.txt licenses/rust-crates.txt examples/c/sample.c docs/INSTALL.md; do
         [ -s "$sdk/$data$file" ] || fail "$data$file is missing"
     done
+    for file in $(grep -oE '\]\((docs|examples|models)/[^)]*\)' "$sdk/${data}README.md" | tr -d ']()'); do
+        [ -e "$sdk/$data$file" ] || fail "README.md links to $data$file, which is missing"
+    done
 }
 
 # All ways to build against $sdk, in folders that did not exist before.
