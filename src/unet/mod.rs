@@ -33,4 +33,4 @@ pub use config::{
 };
 pub use model::{DiffusionModel, Dropout};
 pub use parameters::{Init, ParameterSpec, Parameters};
-pub use plan::InferencePlan;
+pub use plan::{InferencePlan, PlanWeights};
