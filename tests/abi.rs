@@ -49,7 +49,8 @@ fn the_structs_are_the_released_ones() {
         noise_steps beta_schedule prediction_type rescale_betas_zero_snr device device_index num_threads max_batch seed
         layers_per_block attention_levels attention_head_dim norm_num_groups dropout optimizer mixed_precision
         learning_rate adam_beta1 adam_beta2 adam_epsilon weight_decay gradient_clip ema_decay loss num_class_embeds
-        huber_delta min_snr_gamma warmup_steps decay_steps accumulation_steps);
+        huber_delta min_snr_gamma warmup_steps decay_steps accumulation_steps
+        inference_precision deterministic);
     layout!(layout, diffusion_sample_params: struct_size method num_samples seed seeds seeds_len initial_noise
         initial_noise_len steps spacing eta variance clip_sample use_clipped_model_output format dynamic_thresholding
         timeout_ms progress user_data class_labels class_labels_len);

@@ -1,7 +1,8 @@
 /*
- * Programs that were compiled against an older header: every size that a struct ever had, and every size between,
- * given to this library with an unreadable page behind it. What the caller knows is honoured, what it does not know
- * has its default, and not a byte more is written. layout.c holds the header itself against what was released.
+ * Programs that were compiled against an older header: every size that a struct ever had, and every size
+ * between, given to this library with an unreadable page behind it. What the caller knows is honoured, what
+ * it does not know has its default, and not a byte more is written. layout.c holds the header itself against
+ * what was released.
  */
 #include "check.h"
 
@@ -16,10 +17,10 @@ static const struct {
 
 enum {
     N = TINY_IMAGE,
-    /* The sizes of the first released structs, and the least that is taken: up to the last field without which
-     * the struct says nothing. */
+    /* The sizes of the first released structs, and the least that is taken: up to the last field without
+     * which the struct says nothing. */
     CONFIG_LEAST = 104,
-    CONFIG_RELEASED = 240,
+    CONFIG_RELEASED = 248,
     PARAMS_LEAST = 24,
     PARAMS_RELEASED = 136,
     PARAMETER_RELEASED = 176
@@ -59,6 +60,8 @@ static diffusion_config unusual_config(void) {
     c.warmup_steps = 2;
     c.decay_steps = 100;
     c.accumulation_steps = 2;
+    c.inference_precision = DIFFUSION_PRECISION_BF16;
+    c.deterministic = 1;
     return c;
 }
 
@@ -81,14 +84,16 @@ static void test_configs(void) {
         expected.struct_size = sizeof expected;
         memcpy(small, &unusual, size);
         memcpy(small, &told, sizeof told);
-        if (!OK(diffusion_create((diffusion_config *)(void *)small, &old)) || !OK(diffusion_create(&expected, &new))) {
+        if (!OK(diffusion_create((diffusion_config *)(void *)small, &old)) ||
+            !OK(diffusion_create(&expected, &new))) {
             continue;
         }
         whole.struct_size = full.struct_size = sizeof(diffusion_config);
         OK(diffusion_get_config(old, &whole));
         OK(diffusion_get_config(new, &full));
         check_that(same_bits(&whole, &full, sizeof whole), __FILE__, __LINE__,
-                   "a config of %zu bytes makes another process than its fields with defaults for the rest", size);
+                   "a config of %zu bytes makes another process than its fields with defaults for the rest",
+                   size);
         differ += !same_bits(&whole, &before, sizeof whole);
         before = whole;
         memset(prefix, 0, size);
@@ -139,7 +144,8 @@ static void test_params(void) {
             continue;
         }
         check_that(same_bits(out, want, bytes), __FILE__, __LINE__,
-                   "parameters of %zu bytes sample otherwise than their fields with defaults for the rest", size);
+                   "parameters of %zu bytes sample otherwise than their fields with defaults for the rest",
+                   size);
         OK(diffusion_sample_submit(p, edge, &job));
         OK(diffusion_job_wait(job, -1));
         OK(diffusion_job_fetch(job, out, bytes));

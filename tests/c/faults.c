@@ -7,8 +7,9 @@
  *   FAULTS=all       every allocation instead of some hundreds, and 200 kills (make test-faults-all)
  *
  * This program's own malloc, write, ... stand in for libc's in every library of the process, so nothing is
- * compiled into the library for it. What the library has no say in is spared: glibc, libgomp and Rust's standard
- * library end the program themselves where they get no memory for a thread's variables, team and handle.
+ * compiled into the library for it. What the library has no say in is spared: glibc, libgomp and Rust's
+ * standard library end the program themselves where they get no memory for a thread's variables, team and
+ * handle.
  */
 #include "check.h"
 
@@ -33,8 +34,8 @@ static int thorough;
  */
 
 enum { MEMORY, WRITE, SYNC, OPEN, READ, MKDIR, RENAME, LINK, CHMOD, KINDS };
-static const char *const kind_names[KINDS] = {"allocation", "write",  "fsync", "open",
-                                              "read",       "mkdir", "rename", "link", "chmod"};
+static const char *const kind_names[KINDS] = {"allocation", "write",  "fsync", "open", "read",
+                                              "mkdir",      "rename", "link",  "chmod"};
 
 static struct {
     volatile int armed, kind, lasting; /* lasting: all from `at` on fail */
@@ -81,7 +82,8 @@ static int fails(int kind, const void *caller, size_t bytes) {
     if (!fault.armed || fault.kind != kind) {
         return 0;
     }
-    if (kind == MEMORY && (is_spared(caller) || (bytes == HANDLE && pthread_equal(pthread_self(), fault.caller)))) {
+    if (kind == MEMORY &&
+        (is_spared(caller) || (bytes == HANDLE && pthread_equal(pthread_self(), fault.caller)))) {
         __sync_add_and_fetch(&fault.spared, 1);
         return 0;
     }
@@ -244,7 +246,9 @@ static int whose(const char *path) {
     diffusion_process *loaded = NULL;
     int who = 0;
     if (diffusion_load(path, NULL, &loaded) == DIFFUSION_OK) {
-        who = same_weights(loaded, one.weights, one.len) ? 1 : same_weights(loaded, two.weights, two.len) ? 2 : -1;
+        who = same_weights(loaded, one.weights, one.len)   ? 1
+              : same_weights(loaded, two.weights, two.len) ? 2
+                                                           : -1;
         OK(diffusion_destroy(loaded));
     }
     return who;
@@ -281,11 +285,13 @@ static int save_with_fault(const char *path, int kind, long nth, int lasting) {
     disarm();
     failed = fault.failed;
     reached = fault.calls > nth;
-    snprintf(what, sizeof what, "saving with %s %s %ld failing", lasting ? "every" : "the", kind_names[kind], nth);
+    snprintf(what, sizeof what, "saving with %s %s %ld failing", lasting ? "every" : "the", kind_names[kind],
+             nth);
     now = whose(path);
     check_that(now == 1 || now == 2, __FILE__, __LINE__, "after %s no checkpoint loads: %s", what,
                diffusion_last_error_message());
-    check_that(got != DIFFUSION_OK || now == 2, __FILE__, __LINE__, "%s succeeded, and the old one is there", what);
+    check_that(got != DIFFUSION_OK || now == 2, __FILE__, __LINE__, "%s succeeded, and the old one is there",
+               what);
     check_that(got == DIFFUSION_OK || (failed > 0 && (got == DIFFUSION_ERROR_OUT_OF_MEMORY ||
                                                       (kind != MEMORY && got == DIFFUSION_ERROR_IO))),
                __FILE__, __LINE__, "%s: is \"%s\"; message: %s", what, diffusion_status_string(got),
@@ -304,16 +310,19 @@ static int load_with_fault(const char *path, int kind, long nth, int lasting) {
     got = diffusion_load(path, NULL, &loaded);
     disarm();
     reached = fault.calls > nth;
-    snprintf(what, sizeof what, "loading with %s %s %ld failing", lasting ? "every" : "the", kind_names[kind], nth);
+    snprintf(what, sizeof what, "loading with %s %s %ld failing", lasting ? "every" : "the", kind_names[kind],
+             nth);
     if (got == DIFFUSION_OK) {
-        check_that(same_weights(loaded, one.weights, one.len), __FILE__, __LINE__, "%s gives other weights", what);
+        check_that(same_weights(loaded, one.weights, one.len), __FILE__, __LINE__, "%s gives other weights",
+                   what);
         check_works(loaded, one.image, what);
         OK(diffusion_destroy(loaded));
     } else {
-        check_that(loaded == NULL && fault.failed > 0 &&
-                       (got == DIFFUSION_ERROR_OUT_OF_MEMORY || (kind != MEMORY && got == DIFFUSION_ERROR_IO)),
-                   __FILE__, __LINE__, "%s: is \"%s\"; message: %s", what, diffusion_status_string(got),
-                   diffusion_last_error_message());
+        check_that(
+            loaded == NULL && fault.failed > 0 &&
+                (got == DIFFUSION_ERROR_OUT_OF_MEMORY || (kind != MEMORY && got == DIFFUSION_ERROR_IO)),
+            __FILE__, __LINE__, "%s: is \"%s\"; message: %s", what, diffusion_status_string(got),
+            diffusion_last_error_message());
     }
     check_works(one.process, one.image, what);
     return reached;
@@ -387,8 +396,11 @@ static void test_memory(void) {
                     t->at += step;
                 }
             } while (WIFSIGNALED(status) && ++deaths < 20);
-            printf("    %s, %s: %ld of %ld allocations tried, %ld failed (%ld of glibc's and libgomp's spared)\n",
-                   names[loading], lasting ? "all from it on" : "it alone", t->done, t->at, t->failed, t->spared);
+            printf(
+                "    %s, %s: %ld of %ld allocations tried, %ld failed (%ld of glibc's and libgomp's "
+                "spared)\n",
+                names[loading], lasting ? "all from it on" : "it alone", t->done, t->at, t->failed,
+                t->spared);
             munmap(t, sizeof *t);
         }
     }
@@ -398,7 +410,9 @@ static void test_files(void) {
     char path[300], readme[350];
     int kind, lasting;
     long nth, total = 0;
-    SECTION("each write, fsync, open, mkdir, rename, link and chmod of a save fails, each open and read of a load");
+    SECTION(
+        "each write, fsync, open, mkdir, rename, link and chmod of a save fails, each open and read of a "
+        "load");
     snprintf(path, sizeof path, "%s/files", folder);
     snprintf(readme, sizeof readme, "%s/files/README.md", folder);
     OK(diffusion_save(one.process, path));
@@ -441,10 +455,12 @@ static int mark(diffusion_process *p, uint64_t step) {
     }
     return diffusion_parameter_write(p, DIFFUSION_WEIGHTS_TRAINED, "conv_out.bias", bias, TINY_CHANNELS) ==
                DIFFUSION_OK &&
-           diffusion_parameter_write(p, DIFFUSION_WEIGHTS_EMA, "conv_out.bias", bias, TINY_CHANNELS) == DIFFUSION_OK;
+           diffusion_parameter_write(p, DIFFUSION_WEIGHTS_EMA, "conv_out.bias", bias, TINY_CHANNELS) ==
+               DIFFUSION_OK;
 }
 
-/* Takes a training step from the checkpoint at path and saves; a byte before, a byte after, and waits for its end. */
+/* Takes a training step from the checkpoint at path and saves; a byte before, a byte after, and waits for its
+ * end. */
 static int train_and_save(const char *path, int out) {
     diffusion_process *p = NULL;
     float images[N];
@@ -453,17 +469,20 @@ static int train_and_save(const char *path, int out) {
     return diffusion_load(path, NULL, &p) == DIFFUSION_OK &&
                    diffusion_train_step(p, images, N, 1, NULL) == DIFFUSION_OK &&
                    diffusion_get_step_count(p, &step) == DIFFUSION_OK && mark(p, step) &&
-                   write(out, "b", 1) == 1 && diffusion_save(p, path) == DIFFUSION_OK && write(out, "a", 1) == 1
+                   write(out, "b", 1) == 1 && diffusion_save(p, path) == DIFFUSION_OK &&
+                   write(out, "a", 1) == 1
                ? pause()
                : 1;
 }
 
-/* The exit code is 0 if a whole checkpoint of that step or the one before it is there; 1 + the step, mod 2, is told. */
+/* The exit code is 0 if a whole checkpoint of that step or the one before it is there; 1 + the step, mod 2,
+ * is told. */
 static int look(const char *path, uint64_t step, int out) {
     diffusion_process *p = NULL;
     float trained[TINY_CHANNELS], average[TINY_CHANNELS];
     uint64_t found = 0;
-    if (diffusion_load(path, NULL, &p) != DIFFUSION_OK || diffusion_get_step_count(p, &found) != DIFFUSION_OK ||
+    if (diffusion_load(path, NULL, &p) != DIFFUSION_OK ||
+        diffusion_get_step_count(p, &found) != DIFFUSION_OK ||
         diffusion_parameter_read(p, 0, "conv_out.bias", trained, TINY_CHANNELS) != DIFFUSION_OK ||
         diffusion_parameter_read(p, 1, "conv_out.bias", average, TINY_CHANNELS) != DIFFUSION_OK) {
         return 3;
@@ -545,8 +564,8 @@ static int kills_program(const char *path) {
         close(pipes[1]);
         status = wait_for(child);
         check_that(WIFEXITED(status) && WEXITSTATUS(status) == 0, __FILE__, __LINE__,
-                   "round %d: what is there after the kill: code %x (3: nothing that loads, 4: a mixture)", round,
-                   status);
+                   "round %d: what is there after the kill: code %x (3: nothing that loads, 4: a mixture)",
+                   round, status);
         CHECK(read(pipes[0], &found, sizeof found) == (ssize_t)sizeof found);
         close(pipes[0]);
         old += round >= 0 && found + 1 == step;
@@ -607,7 +626,8 @@ static int full_program(const char *mount_point) {
     size_t whole, left, rounds = 0, refused = 0;
     if (unshare(CLONE_NEWNS) != 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0 ||
         mount("tmpfs", mount_point, "tmpfs", 0, "size=32m") != 0) {
-        printf("    no right to mount a disk here (%s): only the limit on a file's size is tested\n", strerror(errno));
+        printf("    no right to mount a disk here (%s): only the limit on a file's size is tested\n",
+               strerror(errno));
         return 0;
     }
     snprintf(path, sizeof path, "%s/model", mount_point);
@@ -679,7 +699,8 @@ static void test_disappearing(void) {
     CHECK(mkdir(parent, 0777) == 0);
     child = fork();
     if (child == 0) {
-        execl("/bin/sh", "sh", "-c", "while :; do rm -rf \"$0\"/* \"$0\"/.[!.]*; mkdir -p \"$0\"; done 2>/dev/null", parent,
+        execl("/bin/sh", "sh", "-c",
+              "while :; do rm -rf \"$0\"/* \"$0\"/.[!.]*; mkdir -p \"$0\"; done 2>/dev/null", parent,
               (char *)NULL);
         _exit(127);
     }
@@ -727,13 +748,13 @@ static void limit_memory(size_t more) {
     }
 }
 
-/* Every kind of call with less and less room: it succeeds or is out of memory, and a twin that was never short
- * of it has the same weights in the end. */
+/* Every kind of call with less and less room: it succeeds or is out of memory, and a twin that was never
+ * short of it has the same weights in the end. */
 static int scarce_program(const char *path) {
-    enum { BATCH = 128, TRAINED = 16, SIZE = 32, IMAGE = 3 * SIZE * SIZE, KINDS_OF_CALL = 8, ROOMS = 15 };
+    enum { BATCH = 128, TRAINED = 16, SIZE = 32, IMAGE = 3 * SIZE * SIZE, KINDS_OF_CALL = 8, ROOMS = 9 };
     static float in[BATCH * IMAGE], out[BATCH * IMAGE], noise[BATCH * IMAGE], before[IMAGE], after[IMAGE];
-    static const char *const names[] = {"add_noise", "predict_noise", "sample", "job", "train_step", "save",
-                                        "load",      "create"};
+    static const char *const names[] = {"add_noise",  "predict_noise", "sample", "job",
+                                        "train_step", "save",          "load",   "create"};
     int64_t times[BATCH] = {0};
     diffusion_config config = tiny_config();
     diffusion_process *p, *twin;
@@ -745,18 +766,19 @@ static int scarce_program(const char *path) {
     mallopt(M_MMAP_THRESHOLD, 32 << 10); /* so that what is large meets the limit, not malloc's own stock */
     mallopt(M_TRIM_THRESHOLD, 0);
     config.image_size = SIZE;
-    config.hidden_dims[0] = 32;
-    config.hidden_dims[1] = 64;
+    config.hidden_dims[0] = 16;
+    config.hidden_dims[1] = 32;
     config.max_batch = TRAINED;
     fill_random(in, BATCH * IMAGE, 4);
     p = must_create(&config);
     twin = must_create(&config);
-    OK(diffusion_train_step(p, in, TRAINED * IMAGE, TRAINED, NULL)); /* libgomp has its threads from here on */
+    OK(diffusion_train_step(p, in, TRAINED * IMAGE, TRAINED,
+                            NULL)); /* libgomp has its threads from here on */
     OK(diffusion_sample_ddim(p, BATCH, 2, 0, 9, out, BATCH * IMAGE));
     OK(diffusion_save(p, path));
     taken = 1;
     for (i = 0; i < ROOMS; i++) {
-        rooms[i] = i == 0 ? 0 : (size_t)16 << 10 << i; /* 32 KB .. 256 MB */
+        rooms[i] = i == 0 ? 0 : (size_t)4096 << 2 * i; /* 16 KB .. 256 MB */
     }
     for (i = 0; i < ROOMS; i++) {
         for (kind = 0; kind < KINDS_OF_CALL; kind++) {
@@ -767,8 +789,8 @@ static int scarce_program(const char *path) {
             limit_memory(rooms[i]);
             switch (kind) {
                 case 0:
-                    got = diffusion_add_noise(p, in, BATCH * IMAGE, times, BATCH, 0, out, BATCH * IMAGE, noise,
-                                              BATCH * IMAGE);
+                    got = diffusion_add_noise(p, in, BATCH * IMAGE, times, BATCH, 0, out, BATCH * IMAGE,
+                                              noise, BATCH * IMAGE);
                     break;
                 case 1:
                     got = diffusion_predict_noise(p, in, BATCH * IMAGE, times, BATCH, out, BATCH * IMAGE);
@@ -883,7 +905,8 @@ static void on_signal(int number) {
         profiled++;
     } else {
         interrupted++;
-        astray += !pthread_equal(pthread_self(), host_threads[0]) && !pthread_equal(pthread_self(), host_threads[1]);
+        astray += !pthread_equal(pthread_self(), host_threads[0]) &&
+                  !pthread_equal(pthread_self(), host_threads[1]);
     }
 }
 

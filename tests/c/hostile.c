@@ -1,7 +1,8 @@
 /*
- * Checkpoints from a stranger: whatever their files say, loading them takes memory in proportion to their bytes,
- * and no name in them leads out of their folder. docs/SECURITY.md promises it. Memory is what this program's own
- * malloc gives out, at its highest. (checkpoints.c damages checkpoints; here they lie on purpose.)
+ * Checkpoints from a stranger: whatever their files say, loading them takes memory in proportion to their
+ * bytes, and no name in them leads out of their folder. docs/SECURITY.md promises it. Memory is what this
+ * program's own malloc gives out, at its highest. (checkpoints.c damages checkpoints; here they lie on
+ * purpose.)
  */
 #include "check.h"
 
@@ -66,7 +67,9 @@ static double bytes_of(const char *path) {
         struct stat status;
         snprintf(below, sizeof below, "%s/%s", path, entry->d_name);
         if (entry->d_name[0] != '.' && lstat(below, &status) == 0) {
-            sum += S_ISDIR(status.st_mode) ? bytes_of(below) : S_ISREG(status.st_mode) ? (double)status.st_size : 0;
+            sum += S_ISDIR(status.st_mode)   ? bytes_of(below)
+                   : S_ISREG(status.st_mode) ? (double)status.st_size
+                                             : 0;
         }
     }
     if (dir != NULL) {
@@ -75,8 +78,8 @@ static double bytes_of(const char *path) {
     return sum;
 }
 
-/* Loads what lies at `bad`: refused as `want` (or loaded, if that is OK), and never more memory than its bytes
- * warrant. */
+/* Loads what lies at `bad`: refused as `want` (or loaded, if that is OK), and never more memory than its
+ * bytes warrant. */
 static void load_bad(const char *what, int32_t want, const char *named) {
     diffusion_process *p = NULL;
     double bytes = bytes_of(bad), taken;
@@ -89,7 +92,8 @@ static void load_bad(const char *what, int32_t want, const char *named) {
     check_that(got == want, __FILE__, __LINE__, "%s: is \"%s\", should be \"%s\"; message: %s", what,
                diffusion_status_string(got), diffusion_status_string(want), diffusion_last_error_message());
     check_that(named == NULL || strstr(diffusion_last_error_message(), named) != NULL, __FILE__, __LINE__,
-               "%s: the message does not name %s: %s", what, named == NULL ? "" : named, diffusion_last_error_message());
+               "%s: the message does not name %s: %s", what, named == NULL ? "" : named,
+               diffusion_last_error_message());
     check_that(taken <= bytes * BYTES_A_BYTE + BASE, __FILE__, __LINE__,
                "%s: %.0f bytes of files made it take %.0f bytes of memory", what, bytes, taken);
     printf("    %-58s %9.0f bytes of files, %10.0f of memory\n", what, bytes, taken);
@@ -140,8 +144,9 @@ static void put_safetensors(const char *name, const char *header, uint64_t claim
 #define INDEX "unet/diffusion_pytorch_model.safetensors.index.json"
 
 static void test_sizes(void) {
-    static const char *const shapes[] = {"[1152921504606846976]", "[4294967296,4294967296]", "[0,9223372036854775807]",
-                                         "[18446744073709551615]", "[65536,65536,3,3]"};
+    static const char *const shapes[] = {"[1152921504606846976]", "[4294967296,4294967296]",
+                                         "[0,9223372036854775807]", "[18446744073709551615]",
+                                         "[65536,65536,3,3]"};
     char *text, header[400];
     size_t i;
     SECTION("counts, shapes and offsets that promise more than there is");
@@ -158,19 +163,25 @@ static void test_sizes(void) {
     put_safetensors(WEIGHTS, "{}", (uint64_t)99 << 20, 0);
     load_bad("a header said to be 99 MB long", DIFFUSION_ERROR_FORMAT, "safetensors");
     fresh();
-    put_text("unet/config.json",
-             "{\"sample_size\":65536,\"in_channels\":65536,\"out_channels\":65536,\"layers_per_block\":64,\"norm_num_groups\":1,"
-             "\"block_out_channels\":[65536,65536,65536,65536,65536,65536,65536,65536,65536,65536,65536,65536,65536,65536,"
-             "65536,65536],\"down_block_types\":[\"AttnDownBlock2D\",\"AttnDownBlock2D\",\"AttnDownBlock2D\","
-             "\"AttnDownBlock2D\",\"AttnDownBlock2D\",\"AttnDownBlock2D\",\"AttnDownBlock2D\",\"AttnDownBlock2D\","
-             "\"AttnDownBlock2D\",\"AttnDownBlock2D\",\"AttnDownBlock2D\",\"AttnDownBlock2D\",\"AttnDownBlock2D\","
-             "\"AttnDownBlock2D\",\"AttnDownBlock2D\",\"AttnDownBlock2D\"],\"up_block_types\":[\"AttnUpBlock2D\","
-             "\"AttnUpBlock2D\",\"AttnUpBlock2D\",\"AttnUpBlock2D\",\"AttnUpBlock2D\",\"AttnUpBlock2D\",\"AttnUpBlock2D\","
-             "\"AttnUpBlock2D\",\"AttnUpBlock2D\",\"AttnUpBlock2D\",\"AttnUpBlock2D\",\"AttnUpBlock2D\",\"AttnUpBlock2D\","
-             "\"AttnUpBlock2D\",\"AttnUpBlock2D\",\"AttnUpBlock2D\"],\"num_class_embeds\":16777216}");
+    put_text(
+        "unet/config.json",
+        "{\"sample_size\":65536,\"in_channels\":65536,\"out_channels\":65536,\"layers_per_block\":64,\"norm_"
+        "num_groups\":1,"
+        "\"block_out_channels\":[65536,65536,65536,65536,65536,65536,65536,65536,65536,65536,65536,65536,"
+        "65536,65536,"
+        "65536,65536],\"down_block_types\":[\"AttnDownBlock2D\",\"AttnDownBlock2D\",\"AttnDownBlock2D\","
+        "\"AttnDownBlock2D\",\"AttnDownBlock2D\",\"AttnDownBlock2D\",\"AttnDownBlock2D\",\"AttnDownBlock2D\","
+        "\"AttnDownBlock2D\",\"AttnDownBlock2D\",\"AttnDownBlock2D\",\"AttnDownBlock2D\",\"AttnDownBlock2D\","
+        "\"AttnDownBlock2D\",\"AttnDownBlock2D\",\"AttnDownBlock2D\"],\"up_block_types\":[\"AttnUpBlock2D\","
+        "\"AttnUpBlock2D\",\"AttnUpBlock2D\",\"AttnUpBlock2D\",\"AttnUpBlock2D\",\"AttnUpBlock2D\","
+        "\"AttnUpBlock2D\","
+        "\"AttnUpBlock2D\",\"AttnUpBlock2D\",\"AttnUpBlock2D\",\"AttnUpBlock2D\",\"AttnUpBlock2D\","
+        "\"AttnUpBlock2D\","
+        "\"AttnUpBlock2D\",\"AttnUpBlock2D\",\"AttnUpBlock2D\"],\"num_class_embeds\":16777216}");
     load_bad("a config of the largest network there is", DIFFUSION_ERROR_FORMAT, "shape");
     fresh();
-    put_text("scheduler/scheduler_config.json", "{\"num_train_timesteps\":1000000000,\"beta_schedule\":\"linear\"}");
+    put_text("scheduler/scheduler_config.json",
+             "{\"num_train_timesteps\":1000000000,\"beta_schedule\":\"linear\"}");
     load_bad("a billion timesteps", DIFFUSION_ERROR_FORMAT, "noise_steps");
 
     /* Two bytes of JSON become 32 in memory. */
@@ -194,7 +205,8 @@ static void test_sizes(void) {
         size_t length = 0;
         text = must_alloc((size_t)TENSORS * 64);
         for (i = 0; i < TENSORS; i++) {
-            length += (size_t)sprintf(text + length, "%c\"%zx\":{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[0,0]}",
+            length += (size_t)sprintf(text + length,
+                                      "%c\"%zx\":{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[0,0]}",
                                       i == 0 ? '{' : ',', i);
         }
         strcpy(text + length, "}");
@@ -256,9 +268,11 @@ static void test_names(void) {
     for (i = 0; i < sizeof names / sizeof *names; i++) {
         fresh();
         /* They are all there, so that only the name can be the reason. */
-        must_shell("cd '%s'; mv '%s' '%s/secret.safetensors'; cp '%s/secret.safetensors' .; cp secret.safetensors unet; "
-                   "mkdir unet/sub; cp secret.safetensors unet/sub",
-                   bad, WEIGHTS, folder, folder);
+        must_shell(
+            "cd '%s'; mv '%s' '%s/secret.safetensors'; cp '%s/secret.safetensors' .; cp secret.safetensors "
+            "unet; "
+            "mkdir unet/sub; cp secret.safetensors unet/sub",
+            bad, WEIGHTS, folder, folder);
         snprintf(text, sizeof text, "{\"weight_map\":{\"conv_in.weight\":\"%s\"}}", names[i]);
         put_text(INDEX, text);
         snprintf(what, sizeof what, "a shard called \"%s\"", names[i]);

@@ -1,7 +1,7 @@
 /*
  * The layout that was released: where every field of every struct lies and how large it is, on machines with
- * 64-bit pointers; the numbers of the constants; the types of the functions. A program compiled years ago relies
- * on it. A new field is added at an end (and here, with a new size); nothing in this file ever changes
+ * 64-bit pointers; the numbers of the constants; the types of the functions. A program compiled years ago
+ * relies on it. A new field is added at an end (and here, with a new size); nothing in this file ever changes
  * otherwise. Nothing to run: a difference does not compile. tests/abi.rs reads this file too and holds Rust's
  * structs against it.
  */

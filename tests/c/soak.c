@@ -1,11 +1,12 @@
 /*
- * Mixed jobs, one after the other, for as long as one likes: memory, threads and open files stay what they were.
+ * Mixed jobs, one after the other, for as long as one likes: memory, threads and open files stay what they
+ * were.
  *
  *   SOAK_JOBS=20000   how many (2000)
  *
- * Memory is looked at twice, with nothing under way: the bytes that are given out and not given back, counted by this
- * program's own malloc and free, which a leak raises by its own size; and the resident pages. A line is laid through
- * the samples of each by least squares.
+ * Memory is looked at twice, with nothing under way: the bytes that are given out and not given back, counted
+ * by this program's own malloc and free, which a leak raises by its own size; and the resident pages. A line
+ * is laid through the samples of each by least squares.
  */
 #include "check.h"
 
@@ -138,7 +139,8 @@ static void one_job(uint64_t i, uint64_t *state) {
             break;
         case 4:
             params.progress = cancel_halfway;
-            diffusion_sample_with(process, &params, out, bytes); /* or it was done before it was halfway seen */
+            diffusion_sample_with(process, &params, out,
+                                  bytes); /* or it was done before it was halfway seen */
             break;
         case 5:
             params.timeout_ms = 1;
@@ -149,8 +151,8 @@ static void one_job(uint64_t i, uint64_t *state) {
             OK(diffusion_train_step(process, image, images * N, images, NULL));
             break;
         case 7:
-            OK(diffusion_add_noise(process, image, images * N, times, images, i, (float *)(void *)out, images * N,
-                                   noise, images * N));
+            OK(diffusion_add_noise(process, image, images * N, times, images, i, (float *)(void *)out,
+                                   images * N, noise, images * N));
             OK(diffusion_predict_noise(process, image, images * N, times, images, noise, images * N));
             break;
         case 8: /* errors, with messages of their own */
@@ -251,8 +253,9 @@ int main(void) {
         CHECK_INT(threads_at_most(threads), <=, threads);
         CHECK_INT(entries("/proc/self/fd"), ==, files);
         if (k % (SAMPLES / 8) == SAMPLES / 8 - 1) {
-            printf("    %6ld jobs: %.0f KB given out, %.0f KB resident, %ld threads, %ld files\n", (k + 1) * each,
-                   memory[k] / 1024, pages[k] / 1024, entries("/proc/self/task"), entries("/proc/self/fd"));
+            printf("    %6ld jobs: %.0f KB given out, %.0f KB resident, %ld threads, %ld files\n",
+                   (k + 1) * each, memory[k] / 1024, pages[k] / 1024, entries("/proc/self/task"),
+                   entries("/proc/self/fd"));
             fflush(stdout);
         }
     }
@@ -260,16 +263,18 @@ int main(void) {
         CHECK(done_of_kind[k] > 0);
     }
     fit(memory, SAMPLES, &slope, &error);
-    printf("    given out: %+.2f bytes a job (standard error %.2f)\n", slope / (double)each, error / (double)each);
-    /* A list node that each job lost would be 16 bytes a job. MKL, inside libtorch, keeps 34 bytes for every thread
-     * that ever multiplied matrices, in a table that doubles; each process is such a thread. */
+    printf("    given out: %+.2f bytes a job (standard error %.2f)\n", slope / (double)each,
+           error / (double)each);
+    /* A list node that each job lost would be 16 bytes a job. MKL, inside libtorch, keeps 34 bytes for every
+     * thread that ever multiplied matrices, in a table that doubles; each process is such a thread. */
     growth = memory[SAMPLES - 1] - memory[0];
     check_that(growth < (double)(jobs + 72 * processes_made + (16 << 10)), __FILE__, __LINE__,
-               "the bytes given out grew by %.0f over %ld jobs, with %ld processes made", growth, each * SAMPLES,
-               processes_made);
+               "the bytes given out grew by %.0f over %ld jobs, with %ld processes made", growth,
+               each * SAMPLES, processes_made);
     fit(pages, SAMPLES, &slope, &error);
     growth = slope * (SAMPLES - 1);
-    printf("    resident:  %+.2f bytes a job (standard error %.2f)\n", slope / (double)each, error / (double)each);
+    printf("    resident:  %+.2f bytes a job (standard error %.2f)\n", slope / (double)each,
+           error / (double)each);
     check_that(growth < 3 * error * (SAMPLES - 1) + 2 * 1024 * 1024, __FILE__, __LINE__,
                "resident memory grew by %.0f bytes over %ld jobs", growth, each * SAMPLES);
     OK(diffusion_destroy(process));

@@ -1,7 +1,7 @@
 /*
- * 256 host threads that do everything at once, under a watchdog: nothing hangs, every call ends with a status that
- * its situation allows, each thread's message is its own, and what is computed among all that is, bit for bit, what a
- * single thread computed before.
+ * 256 host threads that do everything at once, under a watchdog: nothing hangs, every call ends with a status
+ * that its situation allows, each thread's message is its own, and what is computed among all that is, bit
+ * for bit, what a single thread computed before.
  *
  *   THREADS_SECONDS=60   how long (8)
  */
@@ -12,9 +12,10 @@
 
 enum { N = TINY_IMAGE, THREADS = 256, SEEDS = 16, METHODS = DIFFUSION_METHOD_HEUN + 1, VICTIMS = 4 };
 
-static diffusion_process *stable, *average, *trained, *cancelled; /* average: one with EMA weights; never trained on */
-static diffusion_process *victims[VICTIMS];                       /* destroyed and made again all the time */
-static pthread_mutex_t victim_lock = PTHREAD_MUTEX_INITIALIZER;   /* for the array, not for the calls */
+static diffusion_process *stable, *average, *trained,
+    *cancelled;                             /* average: one with EMA weights; never trained on */
+static diffusion_process *victims[VICTIMS]; /* destroyed and made again all the time */
+static pthread_mutex_t victim_lock = PTHREAD_MUTEX_INITIALIZER; /* for the array, not for the calls */
 static char folder[256], model[300];
 
 /* What one thread computed alone. */
@@ -43,11 +44,23 @@ enum {
     REFUSED,
     OPERATIONS
 };
-static const char *const operation_names[OPERATIONS] = {
-    "sample_ddim",    "sample_with",     "submit, wait, fetch", "submit, cancel", "submit, destroy",
-    "add_noise",      "predict_noise",   "read",                "train_step",     "sample that is cancelled",
-    "cancel",         "use of a victim", "destroy a victim",    "create, use",    "save",
-    "load",           "refused"};
+static const char *const operation_names[OPERATIONS] = {"sample_ddim",
+                                                        "sample_with",
+                                                        "submit, wait, fetch",
+                                                        "submit, cancel",
+                                                        "submit, destroy",
+                                                        "add_noise",
+                                                        "predict_noise",
+                                                        "read",
+                                                        "train_step",
+                                                        "sample that is cancelled",
+                                                        "cancel",
+                                                        "use of a victim",
+                                                        "destroy a victim",
+                                                        "create, use",
+                                                        "save",
+                                                        "load",
+                                                        "refused"};
 
 typedef struct {
     pthread_t thread;
@@ -376,8 +389,8 @@ static void compute_alone(void) {
             OK(diffusion_sample_with(stable, &params, sampled[method][seed], 2 * N * sizeof(float)));
         }
         OK(diffusion_sample_ddim(average, 1, 5, 0, (uint64_t)seed, of_average[seed], N));
-        OK(diffusion_add_noise(stable, some_image, N, &timestep, 1, (uint64_t)seed, noised[seed], N, noise_of[seed],
-                               N));
+        OK(diffusion_add_noise(stable, some_image, N, &timestep, 1, (uint64_t)seed, noised[seed], N,
+                               noise_of[seed], N));
         OK(diffusion_predict_noise(stable, some_image, N, &at, 1, predicted[seed], N));
     }
     OK(diffusion_get_schedule(stable, DIFFUSION_TABLE_ALPHA_CUMPROD, table, TINY_STEPS));

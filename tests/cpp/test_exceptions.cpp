@@ -1,7 +1,9 @@
-// What unwinds: exceptions that libtorch throws, exceptions that a host's callbacks throw, panics of the library's own.
+// What unwinds: exceptions that libtorch throws, exceptions that a host's callbacks throw, panics of the
+// library's own.
 //
-// This program's operator new stands in for libstdc++'s, so that any allocation in libtorch can throw whatever is
-// wanted; its clock_gettime stands in for libc's, where Rust's standard library panics if the clock cannot be read.
+// This program's operator new stands in for libstdc++'s, so that any allocation in libtorch can throw
+// whatever is wanted; its clock_gettime stands in for libc's, where Rust's standard library panics if the
+// clock cannot be read.
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -32,9 +34,8 @@ void check(bool good, const std::string &what) {
 
 void check_status(int32_t got, int32_t want, const std::string &what) {
     const std::string message = got == DIFFUSION_OK ? "" : diffusion_last_error_message();
-    check(got == want,
-          what + ": is \"" + diffusion_status_string(got) + "\", should be \"" + diffusion_status_string(want) +
-              "\"; message: " + message);
+    check(got == want, what + ": is \"" + diffusion_status_string(got) + "\", should be \"" +
+                           diffusion_status_string(want) + "\"; message: " + message);
 }
 
 std::atomic<bool> throwing{false};
@@ -112,7 +113,8 @@ void throw_everywhere(const char *name, long step, Call call) {
         points++;
         if (got == DIFFUSION_OK) continue;  // libtorch caught it itself and went another way
         errors++;
-        check_status(got, DIFFUSION_ERROR_TORCH, std::string(name) + " with allocation " + std::to_string(at));
+        check_status(got, DIFFUSION_ERROR_TORCH,
+                     std::string(name) + " with allocation " + std::to_string(at));
         check(std::strcmp(diffusion_last_error_message(), "libtorch: thrown for a test") == 0,
               std::string(name) + ": the message is " + diffusion_last_error_message());
     }
@@ -127,26 +129,30 @@ void test_exceptions_of_libtorch() {
     std::vector<float> image(kImage, 0.5F), out(kImage), noise(kImage), reference(kImage);
     int64_t timestep = 3;
     uint64_t steps = 0, taken = 0;
-    check_status(diffusion_sample_ddim(process, 1, 3, 0, 1, reference.data(), kImage), DIFFUSION_OK, "sample");
+    check_status(diffusion_sample_ddim(process, 1, 3, 0, 1, reference.data(), kImage), DIFFUSION_OK,
+                 "sample");
     throw_everywhere("add_noise", 1, [&] {
-        return diffusion_add_noise(process, image.data(), kImage, &timestep, 1, 0, out.data(), kImage, noise.data(),
-                                   kImage);
+        return diffusion_add_noise(process, image.data(), kImage, &timestep, 1, 0, out.data(), kImage,
+                                   noise.data(), kImage);
     });
     throw_everywhere("predict_noise", 1, [&] {
         return diffusion_predict_noise(process, image.data(), kImage, &timestep, 1, out.data(), kImage);
     });
     throw_everywhere("sample_ddim", 11,
                      [&] { return diffusion_sample_ddim(process, 1, 3, 0, 1, out.data(), kImage); });
-    check(std::memcmp(out.data(), reference.data(), kImage * sizeof(float)) == 0, "the images are the same after it all");
+    check(std::memcmp(out.data(), reference.data(), kImage * sizeof(float)) == 0,
+          "the images are the same after it all");
     throw_everywhere("train_step", 101, [&] {
         const int32_t got = diffusion_train_step(process, image.data(), kImage, 1, nullptr);
         taken += got == DIFFUSION_OK;
         return got;
     });
     check_status(diffusion_get_step_count(process, &steps), DIFFUSION_OK, "diffusion_get_step_count");
-    check(steps == taken, "the step count is " + std::to_string(steps) + ", should be " + std::to_string(taken));
+    check(steps == taken,
+          "the step count is " + std::to_string(steps) + ", should be " + std::to_string(taken));
     for (; taken > 0; taken--) {
-        check_status(diffusion_train_step(twin, image.data(), kImage, 1, nullptr), DIFFUSION_OK, "train_step");
+        check_status(diffusion_train_step(twin, image.data(), kImage, 1, nullptr), DIFFUSION_OK,
+                     "train_step");
     }
     check_status(diffusion_sample_ddim(process, 1, 3, 0, 1, out.data(), kImage), DIFFUSION_OK, "sample");
     check_status(diffusion_sample_ddim(twin, 1, 3, 0, 1, reference.data(), kImage), DIFFUSION_OK, "sample");
@@ -187,7 +193,8 @@ void test_exceptions_of_callbacks() {
                   std::strchr(diffusion_last_error_message(), '\n') == nullptr,
               std::string("the message is ") + diffusion_last_error_message());
         check_status(diffusion_sample_submit(process, &params, &job), DIFFUSION_OK, "submit");
-        check_status(diffusion_job_wait(job, -1), DIFFUSION_ERROR_CANCELLED, "wait and a callback that throws");
+        check_status(diffusion_job_wait(job, -1), DIFFUSION_ERROR_CANCELLED,
+                     "wait and a callback that throws");
         check_status(diffusion_job_destroy(job), DIFFUSION_OK, "destroy");
     }
     params.progress = nullptr;
@@ -205,9 +212,11 @@ void test_exceptions_of_callbacks() {
     config.beta_end = 0.02;
     config.noise_steps = 50;  // leaves some of the image, and the log says so
     check_status(diffusion_create(&config, &process), DIFFUSION_OK, "create");
-    check_status(diffusion_set_log_callback(process, log_throws, &calls), DIFFUSION_OK, "a log callback that throws");
+    check_status(diffusion_set_log_callback(process, log_throws, &calls), DIFFUSION_OK,
+                 "a log callback that throws");
     check(calls > 0, "the log callback was not called");
-    check_status(diffusion_sample_ddim(process, 1, 2, 0, 0, out.data(), kImage), DIFFUSION_OK, "sample after it");
+    check_status(diffusion_sample_ddim(process, 1, 2, 0, 0, out.data(), kImage), DIFFUSION_OK,
+                 "sample after it");
     diffusion_destroy(process);
 }
 
@@ -243,13 +252,15 @@ void test_panics() {
         usleep(1000);
     }
     others_clock_broken = false;
-    check_status(diffusion_job_wait(job, -1), DIFFUSION_ERROR_CANCELLED, "the job of a process that panicked");
+    check_status(diffusion_job_wait(job, -1), DIFFUSION_ERROR_CANCELLED,
+                 "the job of a process that panicked");
     check_status(diffusion_sample_ddim(process, 1, 2, 0, 0, out.data(), kImage), DIFFUSION_ERROR_CANCELLED,
                  "a call of a process that panicked");
     check_status(diffusion_job_destroy(job), DIFFUSION_OK, "destroy its job");
     check_status(diffusion_destroy(process), DIFFUSION_OK, "destroy it");
     process = create();
-    check_status(diffusion_sample_ddim(process, 1, 2, 0, 0, out.data(), kImage), DIFFUSION_OK, "another one works");
+    check_status(diffusion_sample_ddim(process, 1, 2, 0, 0, out.data(), kImage), DIFFUSION_OK,
+                 "another one works");
     diffusion_destroy(process);
 }
 
