@@ -123,6 +123,28 @@ build/tests/fixtures: tests/examples/fixtures.cpp $(CXX_HEADERS) .deps/flags.mk
 test-cpp: build/tests/test_binding ## The C++ binding
 	build/tests/test_binding
 
+# --- Nothing brings the host down: faults, threads, soak ---------------------------------------------------------------
+
+.PHONY: test-faults test-faults-all test-threads test-soak soak
+
+test-faults: $(LIBRARY) build/tests/test_exceptions ## Failing memory, disks and libtorch, kills, signals; nothing that it brings down
+	tests/c/run.sh faults
+	build/tests/test_exceptions
+
+test-faults-all: export FAULTS := all
+test-faults-all: test-faults ## The same with every allocation and 200 kills (an hour; not in make test)
+
+test-threads: $(LIBRARY) ## 256 threads that do everything at once (THREADS_SECONDS: 8)
+	tests/c/run.sh threads
+
+test-soak: $(LIBRARY) ## 2,000 mixed jobs: memory, threads and files stay what they were
+	tests/c/run.sh soak
+
+soak: export SOAK_JOBS := 20000
+soak: export THREADS_SECONDS := 60
+soak: $(LIBRARY) ## The same with 20,000 jobs, and a minute of 256 threads (not in make test)
+	tests/c/run.sh threads soak
+
 test-examples: $(EXAMPLES) build/tests/fixtures ## The examples, as their users run them
 	tests/examples/run.sh build
 	tests/examples/readme.sh

@@ -601,6 +601,7 @@ typedef struct diffusion_config {
  * Called on the process's own thread, or on the thread that sets it for what was logged before, one call at a
  * time. It must be quick and must not call any function of this library but diffusion_version,
  * diffusion_abi_version and diffusion_status_string: others return DIFFUSION_ERROR_INVALID_ARGUMENT from there.
+ * A C++ exception that leaves it is lost; a longjmp or the thread's end must not leave it.
  */
 typedef void (*diffusion_log_fn)(int32_t level, const char *message, void *user_data);
 
@@ -609,8 +610,9 @@ typedef void (*diffusion_log_fn)(int32_t level, const char *message, void *user_
  * denoising step, with no lock held: it may use the library, the same process and job included.
  *
  * done and total count denoising steps of images: total is num_samples times the network evaluations of each.
- * Return 0 to go on; any other value cancels the job, and the call returns DIFFUSION_ERROR_CANCELLED. It must
- * return: no exception and no longjmp may leave it.
+ * Return 0 to go on; any other value cancels the job, and the call returns DIFFUSION_ERROR_CANCELLED. A C++
+ * exception that leaves it cancels too, and the message has its text; a longjmp or the thread's end (pthread_exit,
+ * pthread_cancel) must not leave it: that is undefined behaviour.
  */
 typedef int32_t (*diffusion_progress_fn)(uint64_t done, uint64_t total, void *user_data);
 

@@ -66,8 +66,11 @@ impl Error {
         Error::Format { path: path.as_ref().to_path_buf(), reason: reason.to_string() }
     }
 
-    /// An [`Error::Io`] of the file at `path`.
+    /// An [`Error::Io`] of the file at `path`; `OutOfMemory` where that is what the system lacked.
     pub fn io(path: impl AsRef<Path>, error: std::io::Error) -> Self {
+        if error.kind() == std::io::ErrorKind::OutOfMemory {
+            return Error::OutOfMemory(format!("{}: {error}", path.as_ref().display()));
+        }
         Error::Io { path: path.as_ref().to_path_buf(), reason: error.to_string() }
     }
 }
@@ -82,12 +85,15 @@ impl From<TchError> for Error {
     }
 }
 
+/// What libtorch says where it had no memory for saying what is wrong.
+const NO_TEXT: &str = "error computing error::what()";
+
 impl Error {
     /// The error for a text that libtorch threw. What follows the first line is a C++ stack trace.
     pub fn from_torch(text: &str) -> Self {
         let line = text.lines().next().unwrap_or_default().trim();
         let lower = line.to_ascii_lowercase();
-        if ["out of memory", "not enough memory", "can't allocate memory", "bad_alloc"]
+        if ["out of memory", "not enough memory", "can't allocate memory", "bad_alloc", NO_TEXT]
             .iter()
             .any(|sign| lower.contains(sign))
         {

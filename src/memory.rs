@@ -13,10 +13,15 @@ pub(crate) fn with_capacity<T>(len: usize) -> Result<Vec<T>> {
 }
 
 /// `len` zeros.
-pub(crate) fn zeroed(len: usize) -> Result<Vec<f32>> {
+pub(crate) fn zeroed<T: Clone + Default>(len: usize) -> Result<Vec<T>> {
     let mut values = with_capacity(len)?;
-    values.resize(len, 0.0);
+    values.resize(len, T::default());
     Ok(values)
+}
+
+/// That `bytes` can be had just now: to be asked before a parser makes many small things of them.
+pub(crate) fn ensure(bytes: usize) -> Result<()> {
+    with_capacity::<u8>(bytes).map(drop)
 }
 
 /// A copy of a slice.

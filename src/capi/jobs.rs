@@ -12,7 +12,7 @@ use super::types::{
     DIFFUSION_JOB_RUNNING,
 };
 use crate::engine::{Job, JobState};
-use crate::Result;
+use crate::{torch, Result};
 
 /// Starts sampling and returns at once. Jobs of one process are computed together: each denoising step takes in
 /// whatever has arrived meanwhile.
@@ -41,7 +41,7 @@ pub unsafe extern "C" fn diffusion_sample_submit(
             let user_data = super::lifecycle::UserData(params.user_data);
             request.progress = Some(Box::new(move |done, total| {
                 // SAFETY: the caller promised that the callback may be called until the job is destroyed.
-                unsafe { callback(done, total, user_data.get()) == 0 }
+                unsafe { torch::call_progress(callback, done, total, user_data.get()) }
             }));
         }
         out.set(handles::add_job(engine.submit(request)?));
@@ -199,6 +199,6 @@ pub(super) fn wait_with_callback(
     let Some(callback) = callback else { return job.wait(None) };
     job.wait_with(None, &mut |done, total| {
         // SAFETY: the caller promised that the callback may be called during the call.
-        unsafe { callback(done, total, user_data) == 0 }
+        unsafe { torch::call_progress(callback, done, total, user_data) }
     })
 }

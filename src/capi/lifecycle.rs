@@ -10,7 +10,7 @@ use super::types::{diffusion_config, diffusion_log_fn, diffusion_process};
 use crate::engine::{Engine, LogSink};
 use crate::process::DiffusionProcess;
 use crate::schedule::{BetaSchedule, ScheduleTable};
-use crate::{Error, Result};
+use crate::{torch, Error, Result};
 
 /// Fills a config with the defaults that the fields' comments name.
 ///
@@ -282,7 +282,7 @@ pub unsafe extern "C" fn diffusion_set_log_callback(
         engine.set_log(callback.map(|callback| {
             Box::new(move |level: i32, message: &CStr| {
                 // SAFETY: the caller promised that the callback may be called with this data from any thread.
-                unsafe { callback(level, message.as_ptr(), user_data.get()) }
+                unsafe { torch::call_log(callback, level, message, user_data.get()) }
             }) as LogSink
         }));
         Ok(())

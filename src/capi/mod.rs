@@ -8,6 +8,8 @@
 //! - [`lifecycle`]: create, load, save, destroy, what a process is
 //! - [`inference`]: noising, predicting, sampling; [`jobs`]: sampling in the background
 //! - [`training`], [`parameters`]
+//!
+//! `reserve` is the shared library's allocator: what is left when memory ends.
 
 pub(crate) mod boundary;
 pub mod config;
@@ -17,6 +19,8 @@ pub mod info;
 pub mod jobs;
 pub mod lifecycle;
 pub mod parameters;
+#[cfg(feature = "reserve")]
+mod reserve;
 pub mod status;
 pub mod training;
 pub mod types;

@@ -276,8 +276,9 @@ pub struct diffusion_config {
 /// denoising step, with no lock held: it may use the library, the same process and job included.
 ///
 /// done and total count denoising steps of images: total is num_samples times the network evaluations of each.
-/// Return 0 to go on; any other value cancels the job, and the call returns DIFFUSION_ERROR_CANCELLED. It must
-/// return: no exception and no longjmp may leave it.
+/// Return 0 to go on; any other value cancels the job, and the call returns DIFFUSION_ERROR_CANCELLED. A C++
+/// exception that leaves it cancels too, and the message has its text; a longjmp or the thread's end (pthread_exit,
+/// pthread_cancel) must not leave it: that is undefined behaviour.
 pub type diffusion_progress_fn =
     Option<unsafe extern "C" fn(done: u64, total: u64, user_data: *mut c_void) -> i32>;
 
@@ -289,6 +290,7 @@ pub type diffusion_progress_fn =
 /// Called on the process's own thread, or on the thread that sets it for what was logged before, one call at a
 /// time. It must be quick and must not call any function of this library but diffusion_version,
 /// diffusion_abi_version and diffusion_status_string: others return DIFFUSION_ERROR_INVALID_ARGUMENT from there.
+/// A C++ exception that leaves it is lost; a longjmp or the thread's end must not leave it.
 pub type diffusion_log_fn =
     Option<unsafe extern "C" fn(level: i32, message: *const std::ffi::c_char, user_data: *mut c_void)>;
 

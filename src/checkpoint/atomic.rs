@@ -135,7 +135,7 @@ impl Draft<'_> {
         let io = |error| Error::io(&path, error);
         let create = || fs::File::create_new(&path);
         let file = self.disk.change(Operation::CreateFile, &path, create).map_err(io)?;
-        let mut out = BufWriter::with_capacity(1 << 20, Gated { disk: self.disk, file, path: &path });
+        let mut out = BufWriter::with_capacity(1 << 16, Gated { disk: self.disk, file, path: &path });
         fill(&mut out, &path)?;
         out.flush().map_err(io)?;
         drop(out);

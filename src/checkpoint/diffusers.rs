@@ -1,6 +1,6 @@
 //! The folder layout of diffusers, in and out.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 
 use serde_json::{json, Value};
@@ -115,12 +115,17 @@ fn check_index(index: &Value, file: &Path) -> Result<()> {
 fn read_weights(folder: &Folder, place: &str, config: &UnetConfig, device: Device) -> Result<Parameters> {
     let files = weight_files(folder, place)?;
     let mut tensors = Vec::new();
+    let mut seen = HashSet::new();
     for name in &files {
         let path = folder.path_of(name);
         let bytes = folder.bytes(name)?.ok_or_else(|| Error::format(&path, "is missing"))?;
         let contents = weights::parse(&bytes, &path, &[Kind::Float, Kind::Half, Kind::BFloat16])?;
         for (name, tensor) in contents.tensors {
             let name = current_name(&name);
+            // At once, not when all are there: any number of shards may be links to one large file.
+            if !seen.insert(name.clone()) {
+                return Err(Error::format(&path, format!("tensor {name} is given twice")));
+            }
             let tensor = as_linear(&name, tensor)?.f_to_kind(Kind::Float)?.f_to_device(device)?;
             tensors.push((name, tensor));
         }

@@ -14,9 +14,12 @@ use rustix::io::Errno;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::memory;
 
-/// The longest JSON file. A hundred thousand betas are 3 MB; parsed JSON takes up to sixteen times its length.
+/// The longest JSON file. A hundred thousand betas are 3 MB.
 const JSON_LIMIT: u64 = 4 << 20;
+/// How many times its length parsed JSON may take: `[0,0,...]` makes 32 bytes of two.
+pub(super) const PARSED: usize = 16;
 
 /// An open folder.
 pub(super) struct Folder {
@@ -91,6 +94,7 @@ impl Folder {
     /// A JSON file's content; `None` where there is no such file.
     pub(super) fn json(&self, name: &str) -> Result<Option<Value>> {
         let Some(bytes) = self.bytes(name)? else { return Ok(None) };
+        memory::ensure(bytes.len().saturating_mul(PARSED))?;
         let parsed = serde_json::from_slice(&bytes);
         parsed
             .map(Some)

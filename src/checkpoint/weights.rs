@@ -9,7 +9,9 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use tch::{Device, Kind, Tensor};
 
+use super::folder::PARSED;
 use crate::error::{Error, Result};
+use crate::memory;
 
 /// The number type in which weights are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +56,9 @@ pub(super) struct Contents {
 
 /// The tensors in the bytes of `file`, each of one of `kinds`.
 pub(super) fn parse(bytes: &[u8], file: &Path, kinds: &[Kind]) -> Result<Contents> {
+    // The length of the header, which is parsed into several times as much.
+    let claimed = bytes.first_chunk().map_or(0, |length| u64::from_le_bytes(*length) as usize);
+    memory::ensure(claimed.min(bytes.len()).saturating_mul(PARSED))?;
     let malformed =
         |error: SafeTensorError| Error::format(file, format!("is not a valid safetensors file: {error}"));
     let (_, header) = SafeTensors::read_metadata(bytes).map_err(malformed)?;
@@ -130,7 +135,7 @@ pub(super) fn emit(
             )));
         }
         let count = values.numel();
-        let mut bytes = vec![0u8; count * stored.elt_size_in_bytes()];
+        let mut bytes: Vec<u8> = memory::zeroed(count * stored.elt_size_in_bytes())?;
         values.f_copy_data_u8(&mut bytes, count)?;
         out.write_all(&bytes).map_err(io)?;
     }

@@ -12,8 +12,8 @@ use crate::pixels::Format;
 use crate::sampler::SamplerParams;
 use crate::{memory, Error, Result};
 
-/// Told of progress as (done, total); `false` cancels.
-pub type Progress = Box<dyn FnMut(u64, u64) -> bool + Send>;
+/// Told of progress as (done, total); an error ends the job with it.
+pub type Progress = Box<dyn FnMut(u64, u64) -> Result<()> + Send>;
 
 /// What to sample.
 pub struct SampleRequest {
@@ -260,13 +260,13 @@ impl Job {
     pub fn wait(&self, limit: Option<Duration>) -> Result<()> {
         // Another waiter that has it reports the progress.
         let Ok(mut progress) = self.progress.try_lock() else {
-            return self.wait_with(limit, &mut |_, _| true);
+            return self.wait_with(limit, &mut |_, _| Ok(()));
         };
         match progress.as_mut() {
             Some(progress) => self.wait_with(limit, progress),
             None => {
                 drop(progress);
-                self.wait_with(limit, &mut |_, _| true)
+                self.wait_with(limit, &mut |_, _| Ok(()))
             }
         }
     }
@@ -275,7 +275,7 @@ impl Job {
     pub fn wait_with(
         &self,
         limit: Option<Duration>,
-        progress: &mut dyn FnMut(u64, u64) -> bool,
+        progress: &mut dyn FnMut(u64, u64) -> Result<()>,
     ) -> Result<()> {
         let until = limit.and_then(|limit| Instant::now().checked_add(limit));
         let wake = [until, self.deadline].into_iter().flatten().min();
@@ -286,8 +286,8 @@ impl Job {
             let done = self.done();
             if done != reported && !failed {
                 reported = done;
-                if !progress(done, self.total) {
-                    self.end(Err(Error::Cancelled("the progress callback cancelled the job".into())));
+                if let Err(error) = progress(done, self.total) {
+                    self.end(Err(error));
                 }
                 continue;
             }

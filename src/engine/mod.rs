@@ -27,7 +27,10 @@ pub use self::log::LogSink;
 use self::turn::Turn;
 use crate::process::{unknown_parameter, DiffusionProcess, ParameterInfo, ProcessConfig};
 use crate::schedule::NoiseSchedule;
-use crate::{torch, Error, Result};
+use crate::{memory, torch, Error, Result};
+
+/// Bytes of stack of a process's thread.
+const STACK: usize = 8 << 20;
 
 /// Asked by work that is under way: has it been cancelled?
 pub type Cancelled<'a> = &'a dyn Fn() -> bool;
@@ -112,12 +115,15 @@ pub fn is_engine_thread() -> bool {
 impl Engine {
     /// Starts a thread and builds the process on it.
     pub fn start(build: impl FnOnce() -> Result<DiffusionProcess> + Send + 'static) -> Result<Self> {
+        // The thread needs as much. Asked for here, since the standard library ends the program where it gets no
+        // memory for a new thread's handle.
+        memory::ensure(STACK)?;
         let shared = Arc::new(Shared::default());
         let (ready, built) = mpsc::sync_channel(1);
         let worker = Arc::clone(&shared);
         let thread = thread::Builder::new()
             .name("libdiffusion".into())
-            .stack_size(8 << 20)
+            .stack_size(STACK)
             .spawn(move || {
                 torch::prepare_thread();
                 let process = quietly(|| {
@@ -135,7 +141,11 @@ impl Engine {
                             parameters: process.parameter_infos(),
                         };
                         drop(ready.send(Ok(facts)));
-                        work(&worker, process);
+                        // Nobody is to wait for ever for a thread that is no more.
+                        if quietly(|| Ok(work(&worker, process))).is_err() {
+                            worker.lock().stopping = true;
+                            worker.cancel_all();
+                        }
                     }
                 }
             })

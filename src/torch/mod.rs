@@ -78,20 +78,80 @@ extern "C" {
     fn diffusion_shim_bernoulli(out: *mut C_tensor, keep: f64, seed: u64) -> *mut c_char;
     fn diffusion_shim_autocast_enter(cuda: bool, half: bool, before: *mut SavedAutocast) -> *mut c_char;
     fn diffusion_shim_autocast_leave(before: *const SavedAutocast);
+    fn diffusion_shim_call_progress(
+        callback: ProgressFn,
+        done: u64,
+        total: u64,
+        user_data: *mut c_void,
+        answer: *mut i32,
+    ) -> *mut c_char;
+    fn diffusion_shim_call_log(
+        callback: LogFn,
+        level: i32,
+        message: *const c_char,
+        user_data: *mut c_void,
+    ) -> *mut c_char;
 }
+
+/// A host's progress callback.
+pub type ProgressFn = unsafe extern "C" fn(done: u64, total: u64, user_data: *mut c_void) -> i32;
+
+/// A host's log callback.
+pub type LogFn = unsafe extern "C" fn(level: i32, message: *const c_char, user_data: *mut c_void);
 
 /// The error behind what a shim function returned.
 fn check(text: *mut c_char) -> Result<()> {
-    if text.is_null() {
-        return Ok(());
+    // SAFETY: what a shim function returned, used once.
+    match unsafe { text_of(text) } {
+        None => Ok(()),
+        Some(text) => Err(Error::from_torch(&text)),
     }
+}
+
+/// Takes over what a shim function returned: NULL, or the text of an exception.
+///
+/// # Safety
+/// `text` was returned by a shim function and is used here only.
+unsafe fn text_of(text: *mut c_char) -> Option<String> {
     // SAFETY: the shim returns NULL or a NUL-terminated string that is ours until it is freed, once, here.
-    let error = unsafe {
-        let error = Error::from_torch(&CStr::from_ptr(text).to_string_lossy());
+    (!text.is_null()).then(|| unsafe {
+        let copy = CStr::from_ptr(text).to_string_lossy().into_owned();
         diffusion_shim_free(text);
-        error
-    };
-    Err(error)
+        copy
+    })
+}
+
+/// Calls a host's progress callback; `Cancelled` where it cancels or throws a C++ exception.
+///
+/// # Safety
+/// `callback` may be called with `user_data` now, from this thread.
+pub unsafe fn call_progress(
+    callback: ProgressFn,
+    done: u64,
+    total: u64,
+    user_data: *mut c_void,
+) -> Result<()> {
+    let mut answer = 0;
+    // SAFETY: by this function's contract; `answer` is valid for a write.
+    let threw =
+        unsafe { text_of(diffusion_shim_call_progress(callback, done, total, user_data, &mut answer)) };
+    match (threw, answer) {
+        (Some(text), _) => Err(Error::Cancelled(format!(
+            "the progress callback threw an exception, which no callback may: {}",
+            text.lines().next().unwrap_or_default()
+        ))),
+        (None, 0) => Ok(()),
+        (None, _) => Err(Error::Cancelled("the progress callback cancelled the job".into())),
+    }
+}
+
+/// Calls a host's log callback. There is nobody to tell of an exception, and nothing depends on the callback.
+///
+/// # Safety
+/// As [`call_progress`].
+pub unsafe fn call_log(callback: LogFn, level: i32, message: &CStr, user_data: *mut c_void) {
+    // SAFETY: by this function's contract; the message is NUL-terminated.
+    drop(unsafe { text_of(diffusion_shim_call_log(callback, level, message.as_ptr(), user_data)) });
 }
 
 /// Borrows a tensor for the shim. Tensors are reference counted handles: the shim changes what they refer to, as

@@ -138,3 +138,13 @@ void diffusion_shim_autocast_leave(const diffusion_shim_autocast *before) {
     });
     if (error != nullptr) diffusion_shim_free(error);
 }
+
+char *diffusion_shim_call_progress(int32_t (*callback)(uint64_t, uint64_t, void *), uint64_t done,
+                                   uint64_t total, void *user_data, int32_t *answer) {
+    return guarded([&] { *answer = callback(done, total, user_data); });
+}
+
+char *diffusion_shim_call_log(void (*callback)(int32_t, const char *, void *), int32_t level,
+                              const char *message, void *user_data) {
+    return guarded([&] { callback(level, message, user_data); });
+}

@@ -46,6 +46,12 @@ typedef struct diffusion_shim_autocast {
 char *diffusion_shim_autocast_enter(bool cuda, bool half, diffusion_shim_autocast *before);
 void diffusion_shim_autocast_leave(const diffusion_shim_autocast *before);
 
+// Call a host's callback: a C++ host's exception must not unwind through Rust, and ends here.
+char *diffusion_shim_call_progress(int32_t (*callback)(uint64_t, uint64_t, void *), uint64_t done,
+                                   uint64_t total, void *user_data, int32_t *answer);
+char *diffusion_shim_call_log(void (*callback)(int32_t, const char *, void *), int32_t level,
+                              const char *message, void *user_data);
+
 #ifdef __cplusplus
 }
 #endif

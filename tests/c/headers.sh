@@ -47,8 +47,8 @@ for file in alone use; do
 done
 # The structs' layout is the same in both languages.
 cp tests/c/layout.c "$folder/layout.cpp"
-check "layout as c99" "$cc" -std=c99 -Wall -Wextra -pedantic -Werror -Iinclude -fsyntax-only tests/c/layout.c
-check "layout as c++11" "$cxx" -std=c++11 -Wall -Wextra -pedantic -Werror -Iinclude -fsyntax-only "$folder/layout.cpp"
+check "layout as c99" "$cc" -std=c99 -Wall -Wextra -pedantic -Werror -Iinclude -Itests/c -fsyntax-only tests/c/layout.c
+check "layout as c++11" "$cxx" -std=c++11 -Wall -Wextra -pedantic -Werror -Iinclude -Itests/c -fsyntax-only "$folder/layout.cpp"
 
 # Names as the compiler sees them, without comments: a declaration's name is followed by its parameters.
 "$cc" -E -P -Iinclude "$folder/alone.c" | tr '\n' ' ' | grep -o 'diffusion_[a-z0-9_]* *(' | tr -d ' (' | sort -u >"$folder/declared"

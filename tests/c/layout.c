@@ -1,7 +1,9 @@
 /*
  * The layout that was released: where every field of every struct lies and how large it is, on machines with
- * 64-bit pointers. A program compiled years ago relies on it. A new field is added at an end (and here, with
- * a new size); nothing in this file ever changes otherwise. Nothing to run: a difference does not compile.
+ * 64-bit pointers; the numbers of the constants; the types of the functions. A program compiled years ago
+ * relies on it. A new field is added at an end (and here, with a new size); nothing in this file ever changes
+ * otherwise. Nothing to run: a difference does not compile. tests/abi.rs reads this file too and holds Rust's
+ * structs against it.
  */
 #include <stddef.h>
 #include <stdint.h>
@@ -156,3 +158,17 @@ HOLDS(DIFFUSION_ERROR_TIMEOUT == 10);
 HOLDS(DIFFUSION_ERROR_NON_FINITE == 11);
 HOLDS(DIFFUSION_ERROR_TORCH == 12);
 HOLDS(DIFFUSION_ERROR_INTERNAL == 13);
+
+/* Declared again as they were: what the header declares otherwise is an error. */
+#ifdef __cplusplus
+extern "C" {
+#endif
+#define FUNCTION(result, name, parameters) result name parameters;
+#include "functions.def"
+extern diffusion_log_fn released_log_fn;
+extern void (*released_log_fn)(int32_t level, const char *message, void *user_data);
+extern diffusion_progress_fn released_progress_fn;
+extern int32_t (*released_progress_fn)(uint64_t done, uint64_t total, void *user_data);
+#ifdef __cplusplus
+}
+#endif

@@ -13,7 +13,7 @@ cd "$(dirname "$0")/../.."
 cc=${CC:-cc}
 libdir=$(cd "${LIBDIR:-build/lib}" && pwd)
 flags="-std=c99 -D_GNU_SOURCE -Wall -Wextra -pedantic -Werror -O1 -g -Iinclude -Itests/c"
-programs=${*:-headers errors checkpoints numerics training jobs dlopen}
+programs=${*:-headers abi errors checkpoints hostile numerics training jobs dlopen}
 mkdir -p build/tests
 failed=
 for program in $programs; do
