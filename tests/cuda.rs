@@ -11,12 +11,12 @@ use diffusion::engine::{Engine, JobState, SampleRequest};
 use diffusion::graphs::NoCapture;
 use diffusion::noise::{device as noise_on_device, Domain, Stream};
 use diffusion::pixels::Format;
-use diffusion::process::{DeviceChoice, DiffusionProcess, ProcessConfig, Weights};
+use diffusion::process::{DeviceChoice, DiffusionProcess, InferencePrecision, ProcessConfig, Weights};
 use diffusion::sampler::SamplerParams;
 use diffusion::torch::cuda::{current_stream, download, upload, CudaCapture};
 use diffusion::torch::{cuda_device_count, use_own_stream, LowPrecision};
 use diffusion::training::{Precision, TrainingConfig};
-use diffusion::unet::{GpuModel, Parameters, UnetConfig, MAX_GRAPHS};
+use diffusion::unet::{Batches, GpuModel, Parameters, UnetConfig, MAX_GRAPHS};
 use diffusion::Error;
 use tch::{Device, Kind, Tensor};
 
@@ -40,6 +40,8 @@ fn config(device: DeviceChoice, training: TrainingConfig) -> ProcessConfig {
         num_threads: 0,
         max_batch: 0,
         seed: 11,
+        inference_precision: InferencePrecision::F32,
+        deterministic: false,
     }
 }
 
@@ -142,8 +144,8 @@ fn a_replayed_graph_computes_what_it_was_captured_from() {
         [(None, 1e-4), (Some(LowPrecision::Bf16), 3e-2), (Some(LowPrecision::F16), 1e-2)]
     {
         let captures = CudaCapture::new(GPU).expect("this thread has a stream of its own");
-        let mut graphs = GpuModel::new(&config, GPU, precision, 64, Some(captures)).unwrap();
-        let mut eager = GpuModel::new(&config, GPU, precision, 64, None::<NoCapture>).unwrap();
+        let mut graphs = GpuModel::new(&config, GPU, precision, Batches::UpTo(64), Some(captures)).unwrap();
+        let mut eager = GpuModel::new(&config, GPU, precision, Batches::UpTo(64), None::<NoCapture>).unwrap();
         let mut step = |batch: i64, round: i64| {
             let x = Tensor::arange(batch * 768, (Kind::Float, Device::Cpu)) * 0.1 + round;
             let x = x.sin().view([batch, 3, 16, 16]).to_device(GPU);
@@ -194,7 +196,7 @@ fn fewer_bits_stay_near_f32() {
     let parameters = Parameters::init(&config, 1, GPU).unwrap();
     let x = Tensor::arange(8 * 3072, (Kind::Float, GPU)).sin().view([8, 3, 32, 32]);
     let answer = |precision| {
-        let mut model = GpuModel::new(&config, GPU, precision, 64, None::<NoCapture>).unwrap();
+        let mut model = GpuModel::new(&config, GPU, precision, Batches::UpTo(64), None::<NoCapture>).unwrap();
         model.forward(&parameters, &x, &[10.0; 8], None).unwrap()
     };
     let exact = answer(None);

@@ -9,7 +9,9 @@ use std::rc::Rc;
 use diffusion::checkpoint::unet_from_json;
 use diffusion::graphs::{Capture, NoCapture};
 use diffusion::torch::LowPrecision;
-use diffusion::unet::{ClassEmbedding, DiffusionModel, GpuModel, Parameters, UnetConfig, MAX_GRAPHS};
+use diffusion::unet::{
+    Batches, ClassEmbedding, DiffusionModel, GpuModel, Parameters, UnetConfig, MAX_GRAPHS,
+};
 use diffusion::{Error, Result};
 use golden::{difference, formula_parameters, tensor, Golden};
 use tch::{Device, Kind, Tensor};
@@ -41,7 +43,8 @@ fn every_configuration_is_computed_in_every_precision() {
         // bf16 has 8 bits, f16 11: some tens of roundings one after the other.
         let precisions = [(None, 0.0), (Some(LowPrecision::Bf16), 4e-2), (Some(LowPrecision::F16), 5e-3)];
         for (i, (precision, tolerance)) in precisions.into_iter().enumerate() {
-            let mut gpu = GpuModel::new(&config, Device::Cpu, precision, 64, None::<NoCapture>).unwrap();
+            let mut gpu =
+                GpuModel::new(&config, Device::Cpu, precision, Batches::UpTo(64), None::<NoCapture>).unwrap();
             let found = gpu.forward(&parameters, &x, &timesteps, labels.as_deref()).unwrap();
             assert_eq!((found.kind(), found.size()), (Kind::Float, plain.size()), "{name}");
             let found = difference(&found, &plain);
@@ -52,6 +55,23 @@ fn every_configuration_is_computed_in_every_precision() {
     }
     assert!(compared >= 3 * 15, "only {compared}");
     println!("{compared} cases; the worst in f32, bf16, f16: {worst:?}");
+}
+
+#[test]
+fn full_batches_make_an_image_the_same_bit_for_bit_in_any_batch() {
+    let _no_grad = tch::no_grad_guard();
+    let config = UnetConfig::from_hidden_dims(8, 3, &[16, 16]).unwrap();
+    let parameters = formula_parameters(&config);
+    let mut gpu = GpuModel::new(&config, Device::Cpu, None, Batches::Full(12), None::<NoCapture>).unwrap();
+    let x = tensor(INPUT_STREAM, &[12, 3, 8, 8], 2.0, 0.0);
+    let timesteps: Vec<f64> = (0..12).map(|i| (i * 80) as f64).collect();
+    let whole = gpu.forward(&parameters, &x, &timesteps, None).unwrap();
+    for batch in 1..12 {
+        let part =
+            gpu.forward(&parameters, &x.narrow(0, 0, batch), &timesteps[..batch as usize], None).unwrap();
+        assert_eq!(part.size(), [batch, 3, 8, 8]);
+        assert!(part.equal(&whole.narrow(0, 0, batch)), "the first {batch} of 12");
+    }
 }
 
 /// Pretends: what is recorded was computed once, and a replay leaves the memory as it is.
@@ -108,7 +128,8 @@ impl Fixture {
         let pretence = Pretence::default();
         let (captures, replays) = (Rc::clone(&pretence.captures), Rc::clone(&pretence.replays));
         let (alive, failure) = (Rc::clone(&pretence.alive), Rc::clone(&pretence.failure));
-        let gpu = GpuModel::new(&config, Device::Cpu, None, max_batch, Some(pretence)).unwrap();
+        let gpu =
+            GpuModel::new(&config, Device::Cpu, None, Batches::UpTo(max_batch), Some(pretence)).unwrap();
         let model = DiffusionModel::new(&config, &parameters).unwrap();
         Fixture { parameters, model, gpu, captures, replays, alive, failure }
     }

@@ -16,14 +16,23 @@ use crate::{Error, Result};
 /// Graphs that one network keeps; a service with requests that come and go sees about so many sizes at a time.
 pub const MAX_GRAPHS: usize = 8;
 
+/// How many rows an evaluation has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Batches {
+    /// About as many as there are images, and at most so many.
+    UpTo(usize),
+    /// Always so many, those without an image being computed for nothing: then the same kernels make an image, in the
+    /// same order, whatever the batch.
+    Full(usize),
+}
+
 /// Of a network on a GPU, all that sampling needs.
 pub struct GpuModel<C: Capture> {
     config: UnetConfig,
     /// What to compute in; `None`: f32.
     precision: Option<LowPrecision>,
     device: Device,
-    /// The most images in one evaluation.
-    max_batch: usize,
+    batches: Batches,
     /// The network with the weights of now: made when first needed.
     model: Option<DiffusionModel>,
     /// Before `capture`, whose memory they share.
@@ -57,14 +66,14 @@ impl<C: Capture> GpuModel<C> {
         config: &UnetConfig,
         device: Device,
         precision: Option<LowPrecision>,
-        max_batch: usize,
+        batches: Batches,
         capture: Option<C>,
     ) -> Result<Self> {
         Ok(GpuModel {
             config: config.clone(),
             precision,
             device,
-            max_batch,
+            batches,
             model: None,
             graphs: GraphCache::new(if capture.is_some() { MAX_GRAPHS } else { 0 }),
             capture,
@@ -117,7 +126,7 @@ impl<C: Capture> GpuModel<C> {
         labels: Option<&[i64]>,
     ) -> Result<Tensor> {
         let batch = timesteps.len();
-        let size = bucket(batch, self.max_batch);
+        let size = self.rows(batch);
         match (self.graphs.plan(size), &self.capture) {
             (Plan::Replay(step), Some(capture)) => {
                 step.slots.fill(x, timesteps, labels)?;
@@ -126,6 +135,13 @@ impl<C: Capture> GpuModel<C> {
             }
             (Plan::Capture, Some(_)) => self.capture(parameters, size, x, timesteps, labels),
             _ => self.eager(parameters, x, timesteps, labels),
+        }
+    }
+
+    fn rows(&self, batch: usize) -> usize {
+        match self.batches {
+            Batches::UpTo(most) => bucket(batch, most),
+            Batches::Full(rows) => rows.max(batch),
         }
     }
 
@@ -177,8 +193,14 @@ impl<C: Capture> GpuModel<C> {
         timesteps: &[f64],
         labels: Option<&[i64]>,
     ) -> Result<Tensor> {
-        let device = self.device;
+        let (device, rows) = (self.device, self.rows(timesteps.len()));
+        let full = matches!(self.batches, Batches::Full(_));
         let model = self.model(parameters)?;
+        if full {
+            let slots = Slots::new(rows, x, labels.is_some())?;
+            slots.fill(x, timesteps, labels)?;
+            return first_rows(&slots.forward(model)?, timesteps.len());
+        }
         let slots = Slots {
             x: x.shallow_clone(),
             timesteps: upload_timesteps(timesteps, device)?,

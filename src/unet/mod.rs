@@ -33,7 +33,7 @@ mod scope;
 pub use config::{
     Activation, BlockKind, ClassEmbedding, Resample, TimeEmbedding, TimeScaleShift, UnetConfig,
 };
-pub use gpu::{GpuModel, MAX_GRAPHS};
+pub use gpu::{Batches, GpuModel, MAX_GRAPHS};
 pub use model::{DiffusionModel, Dropout};
 pub use parameters::{Init, ParameterSpec, Parameters};
-pub use plan::InferencePlan;
+pub use plan::{InferencePlan, PlanWeights};
