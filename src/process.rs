@@ -643,7 +643,12 @@ impl DiffusionProcess {
     /// Standard normal noise for each stream: draw number `draw` of its own; `[streams, channels, height, width]`.
     pub fn normal(&self, streams: &[Stream], draw: u32) -> Result<Tensor> {
         let (channels, size) = (self.config.channels() as i64, self.config.image_size() as i64);
-        let values = noise::device::normal(streams, draw, self.config.image_len(), self.device)?;
+        let each = self.config.image_len();
+        let values = match self.config.deterministic {
+            // Where noise is made depends on how much of it there is, and shows in the last bit.
+            true => noise::device::normal_by_host(streams, draw, each, self.device)?,
+            false => noise::device::normal(streams, draw, each, self.device)?,
+        };
         Ok(values.f_view([-1, channels, size, size])?)
     }
 

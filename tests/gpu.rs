@@ -72,6 +72,11 @@ fn full_batches_make_an_image_the_same_bit_for_bit_in_any_batch() {
         assert_eq!(part.size(), [batch, 3, 8, 8]);
         assert!(part.equal(&whole.narrow(0, 0, batch)), "the first {batch} of 12");
     }
+    // More than fit into one: in parts, of which the last is filled up.
+    let many = Tensor::cat(&[&x, &x.narrow(0, 0, 5)], 0);
+    let timesteps = [&timesteps[..], &timesteps[..5]].concat();
+    let found = gpu.forward(&parameters, &many, &timesteps, None).unwrap();
+    assert!(found.equal(&Tensor::cat(&[&whole, &whole.narrow(0, 0, 5)], 0)), "17 images, 12 at a time");
 }
 
 /// Pretends: what is recorded was computed once, and a replay leaves the memory as it is.

@@ -24,6 +24,11 @@ pub fn normal(streams: &[Stream], draw: u32, each: usize, device: Device) -> Res
     if device.is_cuda() && streams.len() * each >= DEVICE_THRESHOLD {
         return normal_on(streams, draw, each, device);
     }
+    normal_by_host(streams, draw, each, device)
+}
+
+/// [`normal`], computed by the host whatever the device is.
+pub fn normal_by_host(streams: &[Stream], draw: u32, each: usize, device: Device) -> Result<Tensor> {
     let mut values = memory::zeroed(streams.len() * each)?;
     for (stream, image) in streams.iter().zip(values.chunks_exact_mut(each.max(1))) {
         stream.fill_normal(draw, image);

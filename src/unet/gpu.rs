@@ -107,6 +107,18 @@ impl<C: Capture> GpuModel<C> {
         timesteps: &[f64],
         labels: Option<&[i64]>,
     ) -> Result<Tensor> {
+        if let Batches::Full(rows) = self.batches {
+            if timesteps.len() > rows {
+                let (first, rest) = (rows as i64, (timesteps.len() - rows) as i64);
+                let (head, tail) = timesteps.split_at(rows);
+                let labels = labels.map(|labels| labels.split_at(rows));
+                let head =
+                    self.forward(parameters, &x.f_narrow(0, 0, first)?, head, labels.map(|both| both.0))?;
+                let tail =
+                    self.forward(parameters, &x.f_narrow(0, first, rest)?, tail, labels.map(|both| both.1))?;
+                return Ok(Tensor::f_cat(&[head, tail], 0)?);
+            }
+        }
         let outcome = match self.step(parameters, x, timesteps, labels) {
             // What the graphs hold may be what is missing.
             Err(Error::OutOfMemory(_)) if self.graphs.clear() => self.eager(parameters, x, timesteps, labels),
