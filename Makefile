@@ -91,7 +91,7 @@ demo: build/examples/make_textures ## Sample 16 textures from the model in model
 export OMP_WAIT_POLICY ?= passive
 
 # Each target below can be run alone.
-test: check test-setup test-rust test-c test-cpp test-examples test-go test-install ## Everything that CI runs
+test: check test-setup test-rust test-c test-cpp test-examples test-go test-go-checks test-server test-godot test-quality test-install ## Everything that CI runs
 	@echo "all tests passed"
 
 check: $(LIBTORCH_READY) ## Formatting and lints
@@ -155,6 +155,16 @@ test-go: $(LIBRARY) ## The Go binding and example, with the race detector and a 
 	cd bindings/go && CGO_ENABLED=0 $(GO) build ./... && $(GO) test -race -count=1 ./...
 	cd bindings/go && GOGC=1 $(GO) test -count=1 ./...
 	cd examples/go/make_textures && $(GO) test -race -count=1 ./...
+
+# --- CUDA (tests/cuda.rs is a part of test-rust too) ------------------------------------------------------------------
+
+.PHONY: test-cuda check-cuda-names
+
+test-cuda: $(LIBTORCH_READY) ## The GPU against the CPU, on a machine that has one; passes, and says so, where none is
+	$(CARGO) test --release --locked --test cuda -- --nocapture --test-threads=1
+
+check-cuda-names: $(LIBTORCH_READY) ## The names from CUDA that the build uses, against NVIDIA's own headers (2 MB)
+	scripts/check_cuda_names.sh
 
 # --- The Go texture service -----------------------------------------------------------------------------------------
 

@@ -94,8 +94,8 @@ fill packaging/diffusion-config.cmake "$root/lib/cmake/diffusion/diffusion-confi
 fill packaging/diffusion-config-version.cmake.in "$root/lib/cmake/diffusion/diffusion-config-version.cmake"
 
 # Documents, sources, the model.
-files . "$data" README.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE docs/INSTALL.md docs/textures.png
-for folder in examples bindings/go models/textures; do
+files . "$data" README.md CHANGELOG.md CONTRIBUTING.md LICENSE-MIT LICENSE-APACHE
+for folder in docs examples bindings/go models/textures; do
     mapfile -t list < <(tracked "$folder")
     files "$folder" "$data/$folder" "${list[@]}"
 done

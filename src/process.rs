@@ -11,15 +11,18 @@ use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::{self, CheckpointRef, SchedulerConfig, TrainingState, WeightType};
 use crate::memory;
-use crate::noise::{Domain, Stream};
+use crate::noise::{self, Domain, Stream};
 use crate::pixels::Format;
 use crate::sampler::SamplerParams;
 use crate::schedule::NoiseSchedule;
-use crate::torch::{self, GradGuard};
+use crate::torch::cuda::{self, CudaCapture};
+use crate::torch::{self, GradGuard, LowPrecision};
 use crate::training::grad_scaler::GradScaler;
 use crate::training::trainer::{Accumulated, StepContext, Trainer};
 use crate::training::{check_learning_rate, Precision, TrainingConfig};
-use crate::unet::{ClassEmbedding, DiffusionModel, InferencePlan, Parameters, PlanWeights, UnetConfig};
+use crate::unet::{
+    Batches, ClassEmbedding, DiffusionModel, GpuModel, InferencePlan, Parameters, PlanWeights, UnetConfig,
+};
 use crate::{Error, Result};
 
 /// The most levels that a process's U-Net may have.
@@ -290,6 +293,8 @@ pub struct DiffusionProcess {
     model: DiffusionModel,
     /// Those weights laid out for sampling: made when first needed, dropped when they change.
     plan: RefCell<Planned>,
+    /// What samples on CUDA.
+    gpu: Option<RefCell<GpuModel<CudaCapture>>>,
     device: Device,
     log: Vec<String>,
 }
@@ -349,7 +354,21 @@ impl DiffusionProcess {
         let model = DiffusionModel::new(&config.unet, trainer.sampling_parameters())?;
         let log = schedule.warning().into_iter().collect();
         let plan = RefCell::new(Planned::Not);
-        Ok(DiffusionProcess { config, schedule, trainer, model, plan, device, log })
+        let gpu = match device.is_cuda() {
+            true => Some(RefCell::new(GpuModel::new(
+                &config.unet,
+                device,
+                gpu_precision(&config),
+                if config.deterministic {
+                    Batches::Full(config.max_batch)
+                } else {
+                    Batches::UpTo(config.max_batch)
+                },
+                CudaCapture::new(device),
+            )?)),
+            false => None,
+        };
+        Ok(DiffusionProcess { config, schedule, trainer, model, plan, gpu, device, log })
     }
 
     /// Writes a checkpoint folder; a crash leaves the old or the new one.
@@ -507,6 +526,9 @@ impl DiffusionProcess {
 
     /// Warnings since the last call.
     pub fn take_log(&mut self) -> Vec<String> {
+        if let Some(gpu) = &mut self.gpu {
+            self.log.append(&mut gpu.get_mut().take_notes());
+        }
         std::mem::take(&mut self.log)
     }
 
@@ -540,15 +562,16 @@ impl DiffusionProcess {
     /// label, which has been checked.
     pub fn denoise(&self, x: &Tensor, timesteps: &[f64], class_labels: Option<&[i64]>) -> Result<Tensor> {
         let _no_grad = GradGuard::set(false);
+        if let Some(gpu) = &self.gpu {
+            let parameters = self.trainer.sampling_parameters();
+            return gpu.borrow_mut().forward(parameters, x, timesteps, class_labels);
+        }
         if let Some(output) = self.denoise_planned(x, timesteps, class_labels)? {
             return Ok(output);
         }
         let timesteps = Tensor::f_from_slice(timesteps)?.f_to_kind(Kind::Float)?.f_to_device(self.device)?;
         let labels = class_labels.map(Tensor::f_from_slice).transpose()?;
         let labels = labels.map(|labels| labels.f_to_device(self.device)).transpose()?;
-        if self.device != Device::Cpu {
-            return Ok(self.model.forward(x, &timesteps, labels.as_ref(), None)?.f_to_kind(Kind::Float)?);
-        }
         // libtorch's kernels round an image by the batch that it is in: each is computed alone.
         let images = (0..timesteps.numel() as i64).map(|i| {
             let label = labels.as_ref().map(|labels| labels.f_narrow(0, i, 1)).transpose()?;
@@ -591,6 +614,9 @@ impl DiffusionProcess {
         if matches!(plan, Planned::Made(_)) {
             *plan = Planned::Not;
         }
+        if let Some(gpu) = &mut self.gpu {
+            gpu.get_mut().weights_changed();
+        }
     }
 
     /// Samples one image for each stream, all in lock step; `[streams, channels, height, width]` in [-1, 1].
@@ -616,11 +642,9 @@ impl DiffusionProcess {
 
     /// Standard normal noise for each stream: draw number `draw` of its own; `[streams, channels, height, width]`.
     pub fn normal(&self, streams: &[Stream], draw: u32) -> Result<Tensor> {
-        let mut values = memory::zeroed(streams.len() * self.config.image_len())?;
-        for (stream, image) in streams.iter().zip(values.chunks_exact_mut(self.config.image_len())) {
-            stream.fill_normal(draw, image);
-        }
-        self.to_tensor(&values)
+        let (channels, size) = (self.config.channels() as i64, self.config.image_size() as i64);
+        let values = noise::device::normal(streams, draw, self.config.image_len(), self.device)?;
+        Ok(values.f_view([-1, channels, size, size])?)
     }
 
     /// One training step, or one of the `accumulation_steps` parts of one, on `images`
@@ -707,7 +731,8 @@ impl DiffusionProcess {
     /// Images on the device, `[batch, channels, height, width]`.
     pub fn to_tensor(&self, images: &[f32]) -> Result<Tensor> {
         let (channels, size) = (self.config.channels() as i64, self.config.image_size() as i64);
-        Ok(Tensor::f_from_slice(images)?.f_view([-1, channels, size, size])?.f_to_device(self.device)?)
+        let count = (images.len() / self.config.image_len().max(1)) as i64;
+        cuda::upload(images, &[count, channels, size, size], self.device)
     }
 }
 
@@ -718,10 +743,23 @@ pub fn unknown_parameter(name: &str) -> Error {
 
 /// Copies a tensor to the host as f32.
 pub fn to_vec(tensor: &Tensor) -> Result<Vec<f32>> {
-    let tensor = tensor.f_to_kind(Kind::Float)?.f_to_device(Device::Cpu)?.f_contiguous()?;
     let mut values = memory::zeroed(tensor.numel())?;
+    if tensor.device().is_cuda() {
+        cuda::download(tensor, &mut values)?;
+        return Ok(values);
+    }
+    let tensor = tensor.f_to_kind(Kind::Float)?.f_to_device(Device::Cpu)?.f_contiguous()?;
     tensor.f_copy_data(&mut values, tensor.numel())?;
     Ok(values)
+}
+
+/// What to sample in on CUDA; `None`: f32.
+fn gpu_precision(config: &ProcessConfig) -> Option<LowPrecision> {
+    match config.inference_precision {
+        InferencePrecision::F32 => None,
+        InferencePrecision::F16 => Some(LowPrecision::F16),
+        InferencePrecision::Bf16 | InferencePrecision::Auto => Some(LowPrecision::Bf16),
+    }
 }
 
 /// What the network's own module can do and a process cannot, in diffusers' names, since it comes from a file.

@@ -15,6 +15,7 @@ use crate::noise::Stream;
 use crate::process::{to_vec, DiffusionProcess};
 use crate::sampler::{Sampler, SamplerParams};
 use crate::schedule::NoiseSchedule;
+use crate::torch::cuda::upload;
 use crate::{Error, Result};
 
 /// One image in flight.
@@ -109,7 +110,7 @@ impl Batch {
             }
             let rows: Vec<i64> =
                 stays.iter().zip(0..).filter(|(&stays, _)| stays).map(|(_, row)| row).collect();
-            let rows = Tensor::f_from_slice(&rows)?.f_to_device(lane.x.device())?;
+            let rows = upload(&rows, &[rows.len() as i64], lane.x.device())?;
             lane.x = lane.x.f_index_select(0, &rows)?;
             lane.sampler.keep_rows(&rows)?;
             let mut stays = stays.iter();

@@ -52,9 +52,6 @@ char *diffusion_shim_call_progress(int32_t (*callback)(uint64_t, uint64_t, void 
 char *diffusion_shim_call_log(void (*callback)(int32_t, const char *, void *), int32_t level,
                               const char *message, void *user_data);
 
-// Makes a stream of its own the calling thread's current one on the CUDA device.
-char *diffusion_shim_own_stream(int32_t device_index);
-
 #ifdef __cplusplus
 }
 #endif

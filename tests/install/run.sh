@@ -52,12 +52,16 @@ check_tree() {
     done < <(find "$sdk/lib" -name '*.so*' -type f)
     # In texts and in libdiffusion.so.0, where compilers would put them into messages and patchelf might leave a remainder.
     # libtorch's own libraries hold the paths of those who built them.
-    if grep -rlF --exclude-dir=diffusion -e "$checkout" -e "$libtorch" -e "${CARGO_HOME:-$HOME/.cargo}" "$sdk/lib" "$sdk/include"; then
+    if grep -rlF -e "$checkout" -e "$libtorch" -e "${CARGO_HOME:-$HOME/.cargo}" \
+        "$sdk"/lib/libdiffusion.so.0 "$sdk/lib/cmake" "$sdk/lib/pkgconfig" "$sdk/include"; then
         fail "the files above name a folder of the build"
     fi
     for file in README.md LICENSE-MIT LICENSE-APACHE licenses/README.md licenses/libtorch.txt licenses/libgomp.txt \
         licenses/nvidia-cuda.txt licenses/intel-onemkl.txt licenses/rust-crates.txt examples/c/sample.c docs/INSTALL.md; do
         [ -s "$sdk/$data$file" ] || fail "$data$file is missing"
+    done
+    for file in $(grep -oE '\]\((docs|examples|models)/[^)]*\)' "$sdk/${data}README.md" | tr -d ']()'); do
+        [ -e "$sdk/$data$file" ] || fail "README.md links to $data$file, which is missing"
     done
 }
 
