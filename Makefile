@@ -184,8 +184,18 @@ build/benches/%: benches/%.cpp $(CXX_HEADERS) $(LIBRARY)
 	@mkdir -p $(@D)
 	$(CXX) $(CXXFLAGS) -std=c++17 $(WARNINGS) -Wconversion $< $(LINK) -pthread -o $@
 
-bench: export OMP_WAIT_POLICY := active
-bench: build/benches/calls ## What a call costs, as ratios; keep the machine idle
+.venv-bench/installed: tools/bench/requirements.txt tools/bench/requirements-test.txt
+	test -d .venv-bench || $(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install -q -r tools/bench/requirements.txt
+	@touch $@
+
+# A part, for a look: make bench BENCH_FLAGS="--quick --cases 'step-cifar10-*-1'"
+bench: build/benches/contestant .venv-bench/installed ## Ours beside its peers (5 GB into .venv-bench); keep the machine idle
+	.venv-bench/bin/python tools/bench run $(BENCH_FLAGS)
+
+.PHONY: bench-calls
+bench-calls: export OMP_WAIT_POLICY := active
+bench-calls: build/benches/calls ## What a call costs, as ratios; keep the machine idle
 	build/benches/calls
 
 goldens: ## Make tests/goldens afresh from PyTorch and diffusers (5 GB into .venv-goldens) and compare
