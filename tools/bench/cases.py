@@ -36,8 +36,8 @@ class Case:
 
     @property
     def group(self):
-        """Cases of one group are measured on the same programs."""
-        return (self.task, self.net, self.precision, self.device)
+        """Cases of one group are measured on the same programs. Training changes the weights, so each case starts anew."""
+        return (self.task, self.net, self.precision, self.device, self.batch if self.task == "train" else 0)
 
 
 def cases(devices):
@@ -87,5 +87,3 @@ CONTESTANTS = [
     Contestant("torch-compile", "torch.compile", ("train",)),
     Contestant("torch-compile", "torch.compile", ("step", "ddim", "train"), devices=("cuda",)),
 ]
-# Runs before the first that counts: compiling and the choice of kernels lie in them.
-WARM_UP = 2

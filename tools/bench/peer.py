@@ -3,6 +3,8 @@
 
     python peer.py LIBRARY FOLDER TASK PRECISION THREADS DEVICE    LIBRARY: torch torch-compile onnxruntime openvino
     python peer.py export FOLDER ONNX                              writes the network of a folder as ONNX
+    python peer.py devices                                         prints "cuda" where PyTorch finds such a device
+    python peer.py count FOLDER                                    prints how many operations PyTorch counts in it
 
 Each library is set up for the least time of one run at a time. Results start and end in the host's memory, as those of a C
 caller do.
@@ -156,6 +158,7 @@ class Torch:
             return out.float().cpu().numpy()
 
     def predict(self, x, timesteps):
+        self.torch.compiler.cudagraph_mark_step_begin()
         return self.network(x, timesteps, return_dict=False)[0]
 
     def sample(self, x):
@@ -225,6 +228,20 @@ def export(folder, path):
     )
 
 
+def count(folder):
+    """Operations of one evaluation, by PyTorch's own counter. It sees attention only where that is made of products."""
+    import diffusers
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = diffusers.UNet2DModel.from_pretrained(folder, subfolder="unet", low_cpu_mem_usage=False)
+    size = model.config.sample_size
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, model.config.in_channels, size, size), torch.tensor([500]))
+    return counter.get_total_flops()
+
+
 # --- Answering ------------------------------------------------------------------------------------------------------------
 
 
@@ -280,6 +297,12 @@ def main():
 
     if sys.argv[1] == "export":
         return export(*sys.argv[2:])
+    if sys.argv[1] == "devices":
+        import torch
+
+        return say("cuda" if torch.cuda.is_available() else "")
+    if sys.argv[1] == "count":
+        return say(count(*sys.argv[2:]))
     try:
         serve(sys.argv[1:], say)
     except Exception as error:

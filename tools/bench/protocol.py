@@ -21,14 +21,19 @@ class Refused(Exception):
     """What a program answered instead of doing what it was asked, or how it ended."""
 
 
+def environment(more=()):
+    """This process's, less the settings of OpenMP that it happens to have, and what is given."""
+    others = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_"))}
+    return {**others, **dict(more)}
+
+
 class Program:
-    def __init__(self, command, environment, limit):
-        """Starts it and waits for its first line. limit: seconds that any answer may take. Of OpenMP's settings only those
-        given here count."""
+    def __init__(self, command, settings, limit):
+        """Starts it with these settings in its environment and waits for its first line. limit: seconds that any answer may
+        take."""
         self.limit = limit
-        others = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_"))}
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**others, **environment}
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(settings)
         )
         try:
             self.version = self.answer()
