@@ -19,6 +19,13 @@ LINK := -Iinclude -Ibindings/cpp -Lbuild/lib -ldiffusion -Wl,-rpath,$(CURDIR)/bu
 
 -include .deps/flags.mk
 
+# What is built is passed on (make dist): messages of failed assertions name source files without this machine's folders.
+# cc-rs adds the second to its own flags. A make inside of this one must not add them again, or all is compiled anew.
+ifeq ($(findstring remap-path-prefix,$(RUSTFLAGS)),)
+export RUSTFLAGS += --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=cargo
+export CXXFLAGS_x86_64_unknown_linux_gnu += -ffile-prefix-map=$(LIBTORCH)=libtorch
+endif
+
 .PHONY: help all libtorch header examples demo test check test-setup test-rust test-c test-cpp test-examples test-go bench \
 	goldens model clean
 .PHONY: godot-plugin test-godot
@@ -127,6 +134,16 @@ test-go: $(LIBRARY) ## The Go binding and example, with the race detector and a 
 	cd bindings/go && GOGC=1 $(GO) test -count=1 ./...
 	cd examples/go/make_textures && $(GO) test -race -count=1 ./...
 
+# --- CUDA (tests/cuda.rs is a part of test-rust too) ------------------------------------------------------------------
+
+.PHONY: test-cuda check-cuda-names
+
+test-cuda: $(LIBTORCH_READY) ## The GPU against the CPU, on a machine that has one; passes, and says so, where none is
+	$(CARGO) test --release --locked --test cuda -- --nocapture --test-threads=1
+
+check-cuda-names: $(LIBTORCH_READY) ## The names from CUDA that the build uses, against NVIDIA's own headers (2 MB)
+	scripts/check_cuda_names.sh
+
 # --- The Go texture service -----------------------------------------------------------------------------------------
 
 .PHONY: serve test-go-checks test-server load-server
@@ -190,10 +207,17 @@ build/benches/%: benches/%.cpp $(CXX_HEADERS) $(LIBRARY)
 	@touch $@
 
 # A part, for a look: make bench BENCH_FLAGS="--quick --cases 'step-cifar10-*-1'"
-bench: build/benches/contestant .venv-bench/installed ## Ours beside its peers (5 GB into .venv-bench); keep the machine idle
-	.venv-bench/bin/python tools/bench run $(BENCH_FLAGS)
+bench: build/benches/contestant build/benches/peak build/benches/calls .venv-bench/installed ## Ours beside its peers (5 GB into .venv-bench); keep the machine idle
+	.venv-bench/bin/python tools/bench $(BENCH_FLAGS)
 
-.PHONY: bench-calls
+.venv-bench-test/installed: tools/bench/requirements-test.txt
+	$(PYTHON) -m pip install -q --disable-pip-version-check --upgrade --target .venv-bench-test -r $<
+	@touch $@
+
+.PHONY: bench-calls test-bench
+test-bench: .venv-bench-test/installed ## The bench's figures, tables, protocol and counts; needs no PyTorch
+	PYTHONPATH=$(CURDIR)/.venv-bench-test $(PYTHON) -m unittest discover -s tests/bench
+
 bench-calls: export OMP_WAIT_POLICY := active
 bench-calls: build/benches/calls ## What a call costs, as ratios; keep the machine idle
 	build/benches/calls
@@ -221,7 +245,7 @@ DESTDIR ?=
 VERSION := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml | head -n 1)
 RELEASE := libdiffusion-$(VERSION)-linux-x86_64
 
-.PHONY: install dist test-install
+.PHONY: install dist test-install test-crate
 
 install: $(LIBRARY) ## Install into PREFIX (/usr/local), below DESTDIR if that is set
 	scripts/install.sh "$(DESTDIR)$(PREFIX)" share/diffusion
@@ -240,6 +264,10 @@ dist: $(LIBRARY) ## Make the relocatable tarball in build/dist
 test-install: dist ## The tarball, unpacked in a strange folder and moved, as C, C++ and Go programs use it
 	scripts/ensure_tools.sh cmake pkg-config
 	tests/install/run.sh build/dist/$(RELEASE).tar.gz
+
+test-crate: $(LIBRARY) ## The crate as cargo would publish it, added to a new project
+	tests/install/crate.sh
+
 # --- Quality and Python ---------------------------------------------------------------------------------------------
 
 # A marker of its own for each list of packages: what it needs is installed again only when the list changes.

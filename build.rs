@@ -34,9 +34,9 @@ fn header(path: &Path) {
     println!("cargo:rustc-env=DIFFUSION_GENERATED_HEADER={}", path.display());
 }
 
-/// What libtorch has and tch lacks (src/torch/shim.cpp).
+/// What libtorch has and tch lacks (src/torch/shim.cpp, gpu.cpp).
 fn shim(libtorch: &Path) {
-    println!("cargo:rerun-if-changed=src/torch/shim.cpp");
+    println!("cargo:rerun-if-changed=src/torch");
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     cc::Build::new()
         .cpp(true)
@@ -44,10 +44,13 @@ fn shim(libtorch: &Path) {
         .std("c++17")
         .warnings(true)
         .include("src/torch")
+        // Before a CUDA toolkit's own, where there is one.
+        .flag("-isystemsrc/torch/cuda_names")
         .flag(format!("-isystem{}", libtorch.join("include").display()))
         .flag(format!("-isystem{}", libtorch.join("include/torch/csrc/api/include").display()))
         .flag("-fvisibility=hidden")
         .file("src/torch/shim.cpp")
+        .file("src/torch/gpu.cpp")
         .compile("diffusion_shim");
 }
 

@@ -5,7 +5,7 @@
 
 use std::time::Instant;
 
-use diffusion::unet::{DiffusionModel, InferencePlan, Parameters, UnetConfig};
+use diffusion::unet::{DiffusionModel, InferencePlan, Parameters, PlanWeights, UnetConfig};
 use tch::{Device, Kind, Tensor};
 
 fn main() {
@@ -16,7 +16,9 @@ fn main() {
     let parameters = Parameters::init(&config, 1, Device::Cpu).expect("weights");
     let model = DiffusionModel::new(&config, &parameters).expect("a model");
     let begin = Instant::now();
-    let mut plan = InferencePlan::new(&model, 32, 32).expect("a plan").expect("a network that is covered");
+    let mut plan = InferencePlan::new(&model, 32, 32, PlanWeights::F32)
+        .expect("a plan")
+        .expect("a network that is covered");
     println!("the plan was made in {:.0} ms, {} MB", begin.elapsed().as_secs_f64() * 1e3, plan.bytes() >> 20);
     for batch in [1i64, 8] {
         let x = Tensor::randn([batch, 3, 32, 32], (Kind::Float, Device::Cpu));
@@ -29,7 +31,7 @@ fn main() {
             let a = model.forward(&x, &tensor, None, None).expect("an output");
             plain.push(begin.ms());
             let begin = Clock::start();
-            let b = plan.forward(&model, &x, &timesteps).expect("an output");
+            let b = plan.forward(&model, &x, &timesteps, None).expect("an output");
             planned.push(begin.ms());
             let largest = a.abs().max().double_value(&[]);
             difference = difference.max((a - b).abs().max().double_value(&[]) / largest);

@@ -118,19 +118,28 @@
 #define DIFFUSION_OPTIMIZER_ADAMW 1
 
 /**
- * diffusion_config.mixed_precision: train in 32-bit floating point.
+ * diffusion_config.mixed_precision: train in 32-bit floating point. diffusion_config.inference_precision: sample so.
  */
 #define DIFFUSION_PRECISION_F32 0
 
 /**
  * diffusion_config.mixed_precision: autocast to f16 with a gradient scaler. CUDA only.
+ * diffusion_config.inference_precision: CUDA only.
  */
 #define DIFFUSION_PRECISION_F16 1
 
 /**
  * diffusion_config.mixed_precision: autocast to bfloat16; needs no gradient scaler. CPU and CUDA.
+ * diffusion_config.inference_precision: on the CPU the weights are held in bfloat16, which halves what is read of them
+ * for each image, and computed with in f32.
  */
 #define DIFFUSION_PRECISION_BF16 2
+
+/**
+ * diffusion_config.inference_precision: the fastest of the above that keeps to the bound told there. Not for
+ * mixed_precision.
+ */
+#define DIFFUSION_PRECISION_AUTO 3
 
 /**
  * diffusion_config.loss: the mean of squared differences (arXiv 2006.11239).
@@ -506,7 +515,7 @@ typedef struct diffusion_config {
      */
     int32_t optimizer;
     /**
-     * One of DIFFUSION_PRECISION_*: the arithmetic of training. Default F32.
+     * F32, F16 or BF16 of DIFFUSION_PRECISION_*: the arithmetic of training. Default F32.
      */
     int32_t mixed_precision;
     /**
@@ -568,10 +577,26 @@ typedef struct diffusion_config {
      * Calls of diffusion_train_step that make one optimizer step, with the mean of their gradients, >= 1. Default 1.
      */
     int64_t accumulation_steps;
+    /**
+     * One of DIFFUSION_PRECISION_*: what sampling and diffusion_predict_noise compute in. With BF16 and AUTO a
+     * prediction differs from F32's by at most 0.05 of its largest value, in practice by 0.01 to 0.02. Networks for
+     * which the CPU has no inference plan (class labels, other activations than SiLU) are computed in F32 there.
+     * Default F32.
+     */
+    int32_t inference_precision;
+    /**
+     * 1: on CUDA too an image is the same bit for bit whatever batch it was computed in, at the price of evaluating
+     * full batches of max_batch images always; 0: it is the same within 1e-4 there. On the CPU it is the same bit for
+     * bit either way. Default 0.
+     */
+    int32_t deterministic;
 } diffusion_config;
 
 /**
  * Receives a process's log: level is one of DIFFUSION_LOG_*, message is UTF-8 and valid during the call only.
+ *
+ * Warnings come of a schedule that leaves some of the image at its last timestep, and of sampling that starts so far
+ * before the last timestep that some of the image should be left: each is said once.
  *
  * Called on the process's own thread, or on the thread that sets it for what was logged before, one call at a
  * time. It must be quick and must not call any function of this library but diffusion_version,

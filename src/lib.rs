@@ -21,6 +21,7 @@ pub mod capi;
 pub mod checkpoint;
 pub mod engine;
 pub mod error;
+pub mod graphs;
 mod memory;
 pub mod noise;
 mod panics;

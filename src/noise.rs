@@ -16,8 +16,10 @@
 //! Normals are Box and Muller's (1958), two from two words, computed in f64 and rounded once to f32. Only
 //! additions, multiplications, divisions and square roots are used, each of which IEEE 754 rounds in one way:
 //! `ln`, `sin` and `cos` of a platform's libm differ in their last bits between versions and processors, and
-//! would make a seed mean another image there. The same lines compiled for a GPU without fused multiply-add
-//! give the same bits.
+//! would make a seed mean another image there. On a device, [`device`] makes the same words bit for bit and the same
+//! normals to the last bit of f32 or the one before.
+
+pub mod device;
 
 use std::f64::consts::LN_2;
 
@@ -114,16 +116,19 @@ fn halves(word: u64) -> [u32; 2] {
     [word as u32, (word >> 32) as u32]
 }
 
+/// Philox's numbers.
+const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
+const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
+const ROUNDS: usize = 10;
+
 /// Philox4x32 with ten rounds, on `N` counters at once.
 #[inline(always)]
 fn philox<const N: usize>(mut counter: [[u32; N]; WORDS], mut key: [u32; 2]) -> [[u32; N]; WORDS] {
-    const MULTIPLIERS: [u64; 2] = [0xD251_1F53, 0xCD9E_8D57];
-    const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
-    for _ in 0..10 {
+    for _ in 0..ROUNDS {
         let [a, b, c, d] = &mut counter;
         for lane in 0..N {
-            let [p_low, p_high] = halves(MULTIPLIERS[0] * u64::from(a[lane]));
-            let [q_low, q_high] = halves(MULTIPLIERS[1] * u64::from(c[lane]));
+            let [p_low, p_high] = halves(u64::from(MULTIPLIERS[0]) * u64::from(a[lane]));
+            let [q_low, q_high] = halves(u64::from(MULTIPLIERS[1]) * u64::from(c[lane]));
             a[lane] = q_high ^ b[lane] ^ key[0];
             c[lane] = p_high ^ d[lane] ^ key[1];
             b[lane] = q_low;

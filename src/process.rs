@@ -11,15 +11,18 @@ use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::{self, CheckpointRef, SchedulerConfig, TrainingState, WeightType};
 use crate::memory;
-use crate::noise::{Domain, Stream};
+use crate::noise::{self, Domain, Stream};
 use crate::pixels::Format;
 use crate::sampler::SamplerParams;
 use crate::schedule::NoiseSchedule;
-use crate::torch::{self, GradGuard};
+use crate::torch::cuda::{self, CudaCapture};
+use crate::torch::{self, GradGuard, LowPrecision};
 use crate::training::grad_scaler::GradScaler;
 use crate::training::trainer::{Accumulated, StepContext, Trainer};
 use crate::training::{check_learning_rate, Precision, TrainingConfig};
-use crate::unet::{ClassEmbedding, DiffusionModel, InferencePlan, Parameters, UnetConfig};
+use crate::unet::{
+    Batches, ClassEmbedding, DiffusionModel, GpuModel, InferencePlan, Parameters, PlanWeights, UnetConfig,
+};
 use crate::{Error, Result};
 
 /// The most levels that a process's U-Net may have.
@@ -48,6 +51,20 @@ impl DeviceChoice {
     }
 }
 
+/// What the network is evaluated in when sampling.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum InferencePrecision {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// IEEE half precision; CUDA only.
+    F16,
+    /// On CUDA bfloat16; on the CPU weights in bfloat16 and arithmetic in 32 bits.
+    Bf16,
+    /// The fastest that differs from [`InferencePrecision::F32`] by at most 0.05 of a prediction's largest value.
+    Auto,
+}
+
 /// What a process is.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ProcessConfig {
@@ -66,6 +83,10 @@ pub struct ProcessConfig {
     pub max_batch: usize,
     /// Determines the initial weights and all randomness of training.
     pub seed: u64,
+    /// What sampling and predicting compute in.
+    pub inference_precision: InferencePrecision,
+    /// Whether an image is the same bit for bit in any batch on CUDA too; on the CPU it always is.
+    pub deterministic: bool,
 }
 
 impl ProcessConfig {
@@ -86,6 +107,12 @@ impl ProcessConfig {
                 "mixed_precision is F16 and device is CPU: must be F32 or BF16 there; F16 needs CUDA".into(),
             ));
         }
+        if self.inference_precision == InferencePrecision::F16 && self.device == DeviceChoice::Cpu {
+            return Err(Error::InvalidArgument(
+                "inference_precision is F16 and device is CPU: must be F32, BF16 or AUTO there; F16 needs CUDA"
+                    .into(),
+            ));
+        }
         Ok(())
     }
 
@@ -100,6 +127,9 @@ impl ProcessConfig {
         }
         if self.max_batch == 0 {
             self.max_batch = if device.is_cuda() { 256 } else { 64 };
+        }
+        if self.inference_precision == InferencePrecision::Auto {
+            self.inference_precision = InferencePrecision::Bf16;
         }
     }
 
@@ -263,6 +293,8 @@ pub struct DiffusionProcess {
     model: DiffusionModel,
     /// Those weights laid out for sampling: made when first needed, dropped when they change.
     plan: RefCell<Planned>,
+    /// What samples on CUDA.
+    gpu: Option<RefCell<GpuModel<CudaCapture>>>,
     device: Device,
     log: Vec<String>,
 }
@@ -295,6 +327,8 @@ impl DiffusionProcess {
             num_threads: 0,
             max_batch: 0,
             seed: meta.as_ref().map_or(0, |meta| meta.seed),
+            inference_precision: InferencePrecision::default(),
+            deterministic: false,
         };
         let saved = config.training.clone();
         if device == DeviceChoice::Cpu && config.training.mixed_precision == Precision::F16 {
@@ -320,7 +354,21 @@ impl DiffusionProcess {
         let model = DiffusionModel::new(&config.unet, trainer.sampling_parameters())?;
         let log = schedule.warning().into_iter().collect();
         let plan = RefCell::new(Planned::Not);
-        Ok(DiffusionProcess { config, schedule, trainer, model, plan, device, log })
+        let gpu = match device.is_cuda() {
+            true => Some(RefCell::new(GpuModel::new(
+                &config.unet,
+                device,
+                gpu_precision(&config),
+                if config.deterministic {
+                    Batches::Full(config.max_batch)
+                } else {
+                    Batches::UpTo(config.max_batch)
+                },
+                CudaCapture::new(device),
+            )?)),
+            false => None,
+        };
+        Ok(DiffusionProcess { config, schedule, trainer, model, plan, gpu, device, log })
     }
 
     /// Writes a checkpoint folder; a crash leaves the old or the new one.
@@ -478,6 +526,9 @@ impl DiffusionProcess {
 
     /// Warnings since the last call.
     pub fn take_log(&mut self) -> Vec<String> {
+        if let Some(gpu) = &mut self.gpu {
+            self.log.append(&mut gpu.get_mut().take_notes());
+        }
         std::mem::take(&mut self.log)
     }
 
@@ -511,30 +562,49 @@ impl DiffusionProcess {
     /// label, which has been checked.
     pub fn denoise(&self, x: &Tensor, timesteps: &[f64], class_labels: Option<&[i64]>) -> Result<Tensor> {
         let _no_grad = GradGuard::set(false);
-        if class_labels.is_none() {
-            if let Some(output) = self.denoise_planned(x, timesteps)? {
-                return Ok(output);
-            }
+        if let Some(gpu) = &self.gpu {
+            let parameters = self.trainer.sampling_parameters();
+            return gpu.borrow_mut().forward(parameters, x, timesteps, class_labels);
+        }
+        if let Some(output) = self.denoise_planned(x, timesteps, class_labels)? {
+            return Ok(output);
         }
         let timesteps = Tensor::f_from_slice(timesteps)?.f_to_kind(Kind::Float)?.f_to_device(self.device)?;
         let labels = class_labels.map(Tensor::f_from_slice).transpose()?;
         let labels = labels.map(|labels| labels.f_to_device(self.device)).transpose()?;
-        Ok(self.model.forward(x, &timesteps, labels.as_ref(), None)?.f_to_kind(Kind::Float)?)
+        // libtorch's kernels round an image by the batch that it is in: each is computed alone.
+        let images = (0..timesteps.numel() as i64).map(|i| {
+            let label = labels.as_ref().map(|labels| labels.f_narrow(0, i, 1)).transpose()?;
+            self.model.forward(&x.f_narrow(0, i, 1)?, &timesteps.f_narrow(0, i, 1)?, label.as_ref(), None)
+        });
+        Ok(Tensor::f_cat(&images.collect::<Result<Vec<_>>>()?, 0)?)
     }
 
     /// [`Self::denoise`] by the inference plan, where the network has one.
-    fn denoise_planned(&self, x: &Tensor, timesteps: &[f64]) -> Result<Option<Tensor>> {
+    fn denoise_planned(
+        &self,
+        x: &Tensor,
+        timesteps: &[f64],
+        class_labels: Option<&[i64]>,
+    ) -> Result<Option<Tensor>> {
         let mut plan = self.plan.borrow_mut();
         if matches!(*plan, Planned::Not) {
             let size = self.config.image_size();
-            let made = InferencePlan::new(&self.model, size, size)?;
+            let made = InferencePlan::new(&self.model, size, size, self.plan_weights())?;
             *plan = made.map_or(Planned::Never, |plan| Planned::Made(Box::new(plan)));
         }
         match &mut *plan {
             Planned::Made(plan) if plan.fits(&x.size()) => {
-                Ok(Some(plan.forward(&self.model, x, timesteps)?))
+                Ok(Some(plan.forward(&self.model, x, timesteps, class_labels)?))
             }
             _ => Ok(None),
+        }
+    }
+
+    fn plan_weights(&self) -> PlanWeights {
+        match self.config.inference_precision {
+            InferencePrecision::Bf16 => PlanWeights::Bf16,
+            _ => PlanWeights::F32,
         }
     }
 
@@ -543,6 +613,9 @@ impl DiffusionProcess {
         let plan = self.plan.get_mut();
         if matches!(plan, Planned::Made(_)) {
             *plan = Planned::Not;
+        }
+        if let Some(gpu) = &mut self.gpu {
+            gpu.get_mut().weights_changed();
         }
     }
 
@@ -569,11 +642,9 @@ impl DiffusionProcess {
 
     /// Standard normal noise for each stream: draw number `draw` of its own; `[streams, channels, height, width]`.
     pub fn normal(&self, streams: &[Stream], draw: u32) -> Result<Tensor> {
-        let mut values = memory::zeroed(streams.len() * self.config.image_len())?;
-        for (stream, image) in streams.iter().zip(values.chunks_exact_mut(self.config.image_len())) {
-            stream.fill_normal(draw, image);
-        }
-        self.to_tensor(&values)
+        let (channels, size) = (self.config.channels() as i64, self.config.image_size() as i64);
+        let values = noise::device::normal(streams, draw, self.config.image_len(), self.device)?;
+        Ok(values.f_view([-1, channels, size, size])?)
     }
 
     /// One training step, or one of the `accumulation_steps` parts of one, on `images`
@@ -660,7 +731,8 @@ impl DiffusionProcess {
     /// Images on the device, `[batch, channels, height, width]`.
     pub fn to_tensor(&self, images: &[f32]) -> Result<Tensor> {
         let (channels, size) = (self.config.channels() as i64, self.config.image_size() as i64);
-        Ok(Tensor::f_from_slice(images)?.f_view([-1, channels, size, size])?.f_to_device(self.device)?)
+        let count = (images.len() / self.config.image_len().max(1)) as i64;
+        cuda::upload(images, &[count, channels, size, size], self.device)
     }
 }
 
@@ -671,10 +743,23 @@ pub fn unknown_parameter(name: &str) -> Error {
 
 /// Copies a tensor to the host as f32.
 pub fn to_vec(tensor: &Tensor) -> Result<Vec<f32>> {
-    let tensor = tensor.f_to_kind(Kind::Float)?.f_to_device(Device::Cpu)?.f_contiguous()?;
     let mut values = memory::zeroed(tensor.numel())?;
+    if tensor.device().is_cuda() {
+        cuda::download(tensor, &mut values)?;
+        return Ok(values);
+    }
+    let tensor = tensor.f_to_kind(Kind::Float)?.f_to_device(Device::Cpu)?.f_contiguous()?;
     tensor.f_copy_data(&mut values, tensor.numel())?;
     Ok(values)
+}
+
+/// What to sample in on CUDA; `None`: f32.
+fn gpu_precision(config: &ProcessConfig) -> Option<LowPrecision> {
+    match config.inference_precision {
+        InferencePrecision::F32 => None,
+        InferencePrecision::F16 => Some(LowPrecision::F16),
+        InferencePrecision::Bf16 | InferencePrecision::Auto => Some(LowPrecision::Bf16),
+    }
 }
 
 /// What the network's own module can do and a process cannot, in diffusers' names, since it comes from a file.
@@ -719,6 +804,13 @@ fn prepare_device(config: &ProcessConfig) -> Result<Device> {
     if config.training.mixed_precision == Precision::F16 && !device.is_cuda() {
         return Err(Error::InvalidArgument(
             "mixed_precision is F16 and device is AUTO, which is the CPU here: must be F32 or BF16; F16 needs CUDA".into(),
+        ));
+    }
+    if config.inference_precision == InferencePrecision::F16 && !device.is_cuda() {
+        return Err(Error::InvalidArgument(
+            "inference_precision is F16 and device is AUTO, which is the CPU here: must be F32, BF16 or AUTO; F16 \
+             needs CUDA"
+                .into(),
         ));
     }
     Ok(device)

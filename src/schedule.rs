@@ -6,6 +6,7 @@
 
 use tch::Tensor;
 
+use crate::torch::cuda::upload;
 use crate::{Error, Result};
 
 /// The most timesteps that a schedule may have.
@@ -291,10 +292,7 @@ impl NoiseSchedule {
         let mut column = vec![2, batch];
         column.resize(shape.len() + 1, 1);
         // One small copy to the device for both.
-        let both = Tensor::f_from_slice(&values)?
-            .f_to_device(images.device())?
-            .f_to_kind(images.kind())?
-            .f_view(&column[..])?;
+        let both = upload(&values, &column, images.device())?.f_to_kind(images.kind())?;
         Ok((both.f_select(0, 0)?, both.f_select(0, 1)?))
     }
 

@@ -543,8 +543,8 @@ fn euler_ancestral_is_karras_frames_formula() {
 fn refusals_name_parameter_value_and_range() {
     let schedule = linear();
     let text = |params: SamplerParams| params.validate(&schedule).expect_err("invalid").to_string();
-    assert_eq!(text(SamplerParams::ddim(0, 0.0)), "ddim_steps is 0: must be in 1..=1000");
-    assert_eq!(text(SamplerParams::ddim(1001, 0.0)), "ddim_steps is 1001: must be in 1..=1000");
+    assert_eq!(text(SamplerParams::ddim(0, 0.0)), "steps is 0: must be in 1..=1000");
+    assert_eq!(text(SamplerParams::ddim(1001, 0.0)), "steps is 1001: must be in 1..=1000");
     assert_eq!(text(SamplerParams::new(Method::Heun, 0)), "steps is 0: must be in 1..=1000");
     assert_eq!(text(SamplerParams::ddim(10, 1.5)), "eta is 1.5: must be in [0, 1]");
     assert_eq!(text(SamplerParams::ddim(10, f64::NAN)), "eta is NaN: must be in [0, 1]");

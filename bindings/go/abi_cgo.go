@@ -141,6 +141,8 @@ func configToC(function string, config *Config) (C.diffusion_config, error) {
 	c.warmup_steps = C.int64_t(config.WarmupSteps)
 	c.decay_steps = C.int64_t(config.DecaySteps)
 	c.accumulation_steps = C.int64_t(config.AccumulationSteps)
+	c.inference_precision = C.int32_t(config.InferencePrecision)
+	c.deterministic = boolean(config.Deterministic)
 	return c, n.err
 }
 
@@ -180,6 +182,8 @@ func configFromC(c *C.diffusion_config) Config {
 		WarmupSteps:         int(c.warmup_steps),
 		DecaySteps:          int(c.decay_steps),
 		AccumulationSteps:   int(c.accumulation_steps),
+		InferencePrecision:  Precision(c.inference_precision),
+		Deterministic:       c.deterministic != 0,
 	}
 	levels := min(max(int(c.hidden_dims_len), 0), len(c.hidden_dims))
 	for _, dims := range c.hidden_dims[:levels] {

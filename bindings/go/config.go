@@ -48,6 +48,12 @@ type Config struct {
 	// AccumulationSteps is how many calls of TrainStep make one optimizer step, >= 1. Default 1.
 	AccumulationSteps int
 
+	// InferencePrecision is what sampling and PredictNoise compute in. With PrecisionBF16 and PrecisionAuto a
+	// prediction differs by at most 0.05 of its largest value. Default PrecisionF32.
+	InferencePrecision Precision
+	// Deterministic: on CUDA too, an image is the same bit for bit in any batch; on the CPU it always is.
+	Deterministic bool
+
 	// NumClassEmbeds is the number of classes of a class-conditional network, or ClassesAsTimesteps; 0: it has none.
 	// With classes, training and sampling need the class of each image. Default 0.
 	NumClassEmbeds int

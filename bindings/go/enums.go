@@ -6,6 +6,7 @@ package diffusion
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 )
 
@@ -63,7 +64,7 @@ const (
 	OptimizerAdamW Optimizer = 1 // "adamw": arXiv 1711.05101; WeightDecay shrinks the weights directly
 )
 
-// Precision is the arithmetic of training.
+// Precision is the arithmetic of training or of sampling.
 type Precision int32
 
 // The precisions.
@@ -71,6 +72,7 @@ const (
 	PrecisionF32  Precision = 0 // "f32"
 	PrecisionF16  Precision = 1 // "f16": autocast with a gradient scaler; CUDA only
 	PrecisionBF16 Precision = 2 // "bf16": autocast; CPU and CUDA
+	PrecisionAuto Precision = 3 // "auto": the fastest that is close enough; for sampling only
 )
 
 // Table is one of the noise schedule's tables, each [NoiseSteps].
@@ -185,7 +187,7 @@ var (
 	predictionNames = enum{"prediction", 0, []string{"epsilon", "sample", "velocity"}}
 	optimizerNames  = enum{"optimizer", 0, []string{"adam", "adamw"}}
 	lossNames       = enum{"loss", 0, []string{"mse", "huber"}}
-	precisionNames  = enum{"precision", 0, []string{"f32", "f16", "bf16"}}
+	precisionNames  = enum{"precision", 0, []string{"f32", "f16", "bf16", "auto"}}
 	tableNames      = enum{"table", 0, []string{"beta", "alpha", "alpha-cumprod", "sqrt-alpha-cumprod", "sqrt-one-minus-alpha-cumprod"}}
 	methodNames     = enum{"method", 0, []string{"ddpm", "ddim", "dpm-solver++", "dpm-solver++-sde", "unipc", "euler", "heun"}}
 	spacingNames    = enum{"spacing", -1, []string{"default", "leading", "trailing", "linspace", "karras"}}
@@ -229,6 +231,22 @@ func (v Device) MarshalText() ([]byte, error) { return deviceNames.marshal(int32
 
 // UnmarshalText takes the short name.
 func (v *Device) UnmarshalText(text []byte) error { return deviceNames.unmarshal(text, (*int32)(v)) }
+
+// ParseDevice reads what a program's option says: auto, cpu, cuda or cuda:N, N being the device's index, 0..=1023. They
+// are for Config.Device and Config.DeviceIndex. The error is an ErrInvalidArgument.
+func ParseDevice(text string) (device Device, index int, err error) {
+	name, number, numbered := strings.Cut(text, ":")
+	wrong := device.UnmarshalText([]byte(name)) != nil || numbered && device != DeviceCUDA
+	if numbered && !wrong {
+		index, err = strconv.Atoi(number)
+		wrong = err != nil || index < 0 || index > 1023 || number[0] == '+'
+	}
+	if wrong {
+		return DeviceAuto, 0, fmt.Errorf("%w: device is %q: must be auto, cpu, cuda or cuda:N with N in 0..=1023",
+			ErrInvalidArgument, text)
+	}
+	return device, index, nil
+}
 
 // String returns the short name.
 func (v BetaSchedule) String() string { return scheduleNames.string(int32(v)) }

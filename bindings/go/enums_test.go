@@ -37,6 +37,27 @@ func TestEnumNames(t *testing.T) {
 	}
 }
 
+func TestParseDevice(t *testing.T) {
+	for _, test := range []struct {
+		text   string
+		device Device
+		index  int
+	}{
+		{"auto", DeviceAuto, 0}, {"cpu", DeviceCPU, 0}, {"cuda", DeviceCUDA, 0}, {"cuda:0", DeviceCUDA, 0},
+		{"cuda:7", DeviceCUDA, 7}, {"cuda:1023", DeviceCUDA, 1023},
+	} {
+		if device, index, err := ParseDevice(test.text); device != test.device || index != test.index || err != nil {
+			t.Errorf("%q is %v, %d, %v", test.text, device, index, err)
+		}
+	}
+	for _, text := range []string{"", "tpu", "CPU", "cpu:1", "auto:0", "cuda:", "cuda:-1", "cuda:+1", "cuda:1024", "cuda:1:2", ":1",
+		"cuda:99999999999999999999"} {
+		if device, index, err := ParseDevice(text); !errors.Is(err, ErrInvalidArgument) || device != DeviceAuto || index != 0 {
+			t.Errorf("%q is %v, %d, %v", text, device, index, err)
+		}
+	}
+}
+
 func TestEnumsAsFlagsAndJSON(t *testing.T) {
 	flags := flag.NewFlagSet("test", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)

@@ -119,7 +119,7 @@ func TestConstants(t *testing.T) {
 		"PREDICTION_VELOCITY": int64(PredictionVelocity),
 		"LOSS_MSE":            int64(LossMSE), "LOSS_HUBER": int64(LossHuber), "CLASSES_AS_TIMESTEPS": ClassesAsTimesteps,
 		"OPTIMIZER_ADAM": int64(OptimizerAdam), "OPTIMIZER_ADAMW": int64(OptimizerAdamW),
-		"PRECISION_F32": int64(PrecisionF32), "PRECISION_F16": int64(PrecisionF16), "PRECISION_BF16": int64(PrecisionBF16),
+		"PRECISION_F32": int64(PrecisionF32), "PRECISION_F16": int64(PrecisionF16), "PRECISION_BF16": int64(PrecisionBF16), "PRECISION_AUTO": int64(PrecisionAuto),
 		"TABLE_BETA": int64(TableBeta), "TABLE_ALPHA": int64(TableAlpha), "TABLE_ALPHA_CUMPROD": int64(TableAlphaCumprod),
 		"TABLE_SQRT_ALPHA_CUMPROD":           int64(TableSqrtAlphaCumprod),
 		"TABLE_SQRT_ONE_MINUS_ALPHA_CUMPROD": int64(TableSqrtOneMinusAlphaCumprod),

@@ -385,9 +385,9 @@ func (p *Process) Sample(ctx context.Context, numSamples int, seed uint64) ([]fl
 // from the starting noise, 1 is as random as DDPM. Otherwise as Sample.
 func (p *Process) SampleDDIM(ctx context.Context, numSamples, steps int, eta float32, seed uint64) ([]float32, error) {
 	const function = "diffusion_sample_ddim"
-	if steps == 0 {
-		// To a SampleParams that would be "choose for me".
-		return nil, argumentError(function, "ddim_steps is 0: must be in 1..=%d", p.steps())
+	if most := p.steps(); most > 0 && (steps < 1 || steps > most) {
+		// In a SampleParams 0 would be "choose for me", and the name is another.
+		return nil, argumentError(function, "ddim_steps is %d: must be in 1..=%d", steps, most)
 	}
 	params := DefaultSampleParams()
 	params.Method, params.NumSamples, params.Seed = MethodDDIM, numSamples, seed

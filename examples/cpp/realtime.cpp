@@ -1,9 +1,9 @@
 // A 60 Hz loop that stays responsive while textures are made: it submits jobs, polls them, shows previews and
 // fetches the images straight into a mapped buffer, as a renderer would into a mapped upload buffer. Nothing
 // in the loop waits for the model; loading it, which takes long, is done on another thread. Ends with a
-// histogram of what the frames took.
+// histogram of what the frames took and, if asked, a picture of what was shown.
 //
-//     realtime --model models/textures --count 12
+//     realtime --model models/textures --count 12 --out shown.png
 
 #include <sys/mman.h>
 #include <unistd.h>
@@ -22,6 +22,7 @@
 
 #include "cli.hpp"
 #include "diffusion.hpp"
+#include "image_io.hpp"
 
 namespace {
 
@@ -30,7 +31,7 @@ using Bytes = diffusion::span<std::uint8_t>;
 constexpr auto frame_time = std::chrono::nanoseconds(std::chrono::seconds(1)) / 60;
 
 struct Options {
-    std::string model = "models/textures";
+    std::string model = "models/textures", out;
     std::size_t count = 12;
     std::int32_t steps = 30;
     std::size_t at_a_time = 2;
@@ -104,7 +105,29 @@ class Histogram {
 struct Texture {
     std::size_t slot;
     diffusion::Job job;
+    std::uint64_t preview_done;           // denoising steps that the preview stems from
+    std::vector<examples::Image> *shown;  // previews, then the texture; NULL: not kept
 };
+
+examples::Image picture(Bytes rgba, std::size_t size) {
+    examples::Image image(size, size);
+    for (std::size_t i = 0; i < size * size; i++) {
+        std::copy_n(rgba.data() + 4 * i, 3, image.rgb.data() + 3 * i);
+    }
+    return image;
+}
+
+// A row for each texture: how it came to be, from its first preview to itself.
+examples::Image film(const std::vector<std::vector<examples::Image>> &textures) {
+    constexpr std::size_t columns = 8;
+    std::vector<examples::Image> cells;
+    for (const auto &shown : textures) {
+        for (std::size_t column = 0; column < columns; column++) {
+            cells.push_back(examples::enlarge(shown[(shown.size() - 1) * column / (columns - 1)], 4));
+        }
+    }
+    return examples::grid(cells, columns, 4);
+}
 
 int run(const Options &o) {
     auto loading = std::async(std::launch::async, [&o] {
@@ -119,6 +142,8 @@ int run(const Options &o) {
     params.format = DIFFUSION_FORMAT_RGBA8;
     std::size_t bytes = 0, next = 0, done = 0, previews = 0;
     std::vector<Texture> making;
+    std::vector<std::vector<examples::Image>> shown(o.out.empty() ? 0 : o.count);
+    std::size_t size = 0;
     Histogram histogram;
 
     for (auto frame = Clock::now(); done < o.count;
@@ -128,21 +153,33 @@ int run(const Options &o) {
         if (!process && loading.wait_for(std::chrono::seconds(0)) == std::future_status::ready) {
             process.emplace(loading.get());
             bytes = process->sample_size(params);
+            size = static_cast<std::size_t>(process->config().image_size);
             upload.emplace(bytes * o.count);
         }
         while (process && next < o.count && making.size() < o.at_a_time) {
             params.seed = next;
-            making.push_back({next++, process->submit(params)});
+            making.push_back({next, process->submit(params), 0, shown.empty() ? nullptr : &shown[next]});
+            next++;
         }
         for (auto texture = making.begin(); texture != making.end();) {
             const Bytes slot = upload->slot(texture->slot, bytes);
             if (texture->job.ended()) {
                 texture->job.fetch(slot);  // throws what the job failed with
+                if (texture->shown != nullptr) {
+                    texture->shown->push_back(picture(slot, size));
+                }
                 std::printf("frame %zu: texture %zu is in the buffer\n", histogram.frames(), texture->slot);
                 texture = making.erase(texture);
                 done++;
             } else {
-                previews += texture->job.preview(slot) > 0;
+                const std::uint64_t stems = texture->job.preview(slot);
+                if (stems > texture->preview_done) {
+                    previews++;
+                    texture->preview_done = stems;
+                    if (texture->shown != nullptr) {
+                        texture->shown->push_back(picture(slot, size));
+                    }
+                }
                 ++texture;
             }
         }
@@ -151,6 +188,10 @@ int run(const Options &o) {
     }
     histogram.print();
     std::printf("%zu previews were shown\n", previews);
+    if (!o.out.empty()) {
+        examples::write_png(o.out, film(shown));
+        std::printf("open %s: each row is a texture as it came to be\n", o.out.c_str());
+    }
     return 0;
 }
 
@@ -171,6 +212,7 @@ int main(int argc, char **argv) {
     app.add_option("--threads", o.threads, "Threads of the model; 0: one a core")
         ->check(CLI::Range(0, 1024))
         ->capture_default_str();
+    app.add_option("--out", o.out, "PNG of what was shown, a row for each texture")->type_name("PNG");
     CLI11_PARSE(app, argc, argv);
     try {
         return run(o);

@@ -7,7 +7,7 @@ use super::types::*;
 use crate::checkpoint::{SchedulerConfig, WeightType};
 use crate::engine::SampleRequest;
 use crate::pixels::Format;
-use crate::process::{check_finite, DeviceChoice, ProcessConfig};
+use crate::process::{check_finite, DeviceChoice, InferencePrecision, ProcessConfig};
 use crate::sampler::{Method, SamplerParams, Spacing, Variance};
 use crate::schedule::{BetaSchedule, Prediction, ScheduleConfig, MAX_NOISE_STEPS};
 use crate::training::{Loss, Optimizer, Precision, TrainingConfig};
@@ -32,6 +32,12 @@ const PRECISIONS: [(i32, Precision); 3] = [
     (DIFFUSION_PRECISION_F32, Precision::F32),
     (DIFFUSION_PRECISION_F16, Precision::F16),
     (DIFFUSION_PRECISION_BF16, Precision::Bf16),
+];
+const INFERENCE_PRECISIONS: [(i32, InferencePrecision); 4] = [
+    (DIFFUSION_PRECISION_F32, InferencePrecision::F32),
+    (DIFFUSION_PRECISION_F16, InferencePrecision::F16),
+    (DIFFUSION_PRECISION_BF16, InferencePrecision::Bf16),
+    (DIFFUSION_PRECISION_AUTO, InferencePrecision::Auto),
 ];
 const METHODS: [(i32, Method); 7] = [
     (DIFFUSION_METHOD_DDPM, Method::Ddpm),
@@ -154,6 +160,8 @@ pub(super) fn defaults() -> diffusion_config {
         warmup_steps: training.warmup_steps as i64,
         decay_steps: training.decay_steps as i64,
         accumulation_steps: training.accumulation_steps as i64,
+        inference_precision: DIFFUSION_PRECISION_F32,
+        deterministic: 0,
     }
 }
 
@@ -226,6 +234,8 @@ pub(super) fn to_process_config(
         num_threads: within("num_threads", config.num_threads, 0, 1024)?,
         max_batch: within("max_batch", config.max_batch, 0, 65_536)?,
         seed: config.seed,
+        inference_precision: inference_precision(config)?,
+        deterministic: deterministic(config)?,
     };
     result.validate()?;
     Ok(result)
@@ -320,6 +330,15 @@ fn training_config(config: &diffusion_config) -> Result<TrainingConfig> {
     })
 }
 
+fn inference_precision(config: &diffusion_config) -> Result<InferencePrecision> {
+    let value = config.inference_precision;
+    pick("inference_precision", value, &INFERENCE_PRECISIONS, "DIFFUSION_PRECISION_*")
+}
+
+fn deterministic(config: &diffusion_config) -> Result<bool> {
+    pick("deterministic", config.deterministic, &SWITCH, "0 and 1")
+}
+
 /// A number of steps.
 fn steps(name: &str, value: i64, least: i64) -> Result<u64> {
     match value >= least {
@@ -394,6 +413,8 @@ pub(super) fn from_process_config(config: &ProcessConfig) -> diffusion_config {
         warmup_steps: training.warmup_steps as i64,
         decay_steps: training.decay_steps as i64,
         accumulation_steps: training.accumulation_steps as i64,
+        inference_precision: number(&config.inference_precision, &INFERENCE_PRECISIONS),
+        deterministic: i32::from(config.deterministic),
     }
 }
 
@@ -480,7 +501,9 @@ impl Overrides {
             min_snr_gamma,
             warmup_steps,
             decay_steps,
-            accumulation_steps
+            accumulation_steps,
+            inference_precision,
+            deterministic
         );
         config.num_threads = within("num_threads", merged.num_threads, 0, 1024)?;
         config.max_batch = within("max_batch", merged.max_batch, 0, 65_536)?;
@@ -490,6 +513,8 @@ impl Overrides {
         }
         config.unet.dropout = merged.dropout;
         config.training = training_config(&merged)?;
+        config.inference_precision = inference_precision(&merged)?;
+        config.deterministic = deterministic(&merged)?;
         Ok(())
     }
 }
@@ -601,10 +626,8 @@ fn sampler_params(config: &ProcessConfig, params: &diffusion_sample_params) -> R
     let steps = match params.steps {
         0 if method == Method::Ddpm => noise_steps,
         0 => noise_steps.min(50),
-        steps => usize::try_from(steps).map_err(|_| {
-            let name = if method == Method::Ddim { "ddim_steps" } else { "steps" };
-            Error::argument(name, steps, format!("in 1..={noise_steps}"))
-        })?,
+        steps => usize::try_from(steps)
+            .map_err(|_| Error::argument("steps", steps, format!("in 1..={noise_steps}")))?,
     };
     let dynamic_thresholding = match params.dynamic_thresholding {
         0.0 => scheduler.dynamic_thresholding,

@@ -206,10 +206,10 @@ pub unsafe extern "C" fn diffusion_sample_ddim(
     params.steps = ddim_steps;
     call(|| {
         let engine = handles::process(process)?;
-        if ddim_steps == 0 {
-            // In the parameters' struct 0 means "choose"; here it is what it says.
-            let most = engine.schedule().noise_steps();
-            return Err(Error::argument("ddim_steps", 0, format!("in 1..={most}")));
+        // Here and not by the sampler: in the parameters' struct 0 means "choose", and the name is another.
+        let most = engine.schedule().noise_steps();
+        if !usize::try_from(ddim_steps).is_ok_and(|steps| (1..=most).contains(&steps)) {
+            return Err(Error::argument("ddim_steps", ddim_steps, format!("in 1..={most}")));
         }
         // SAFETY: the caller vouches for `out`, as the header says; the parameters hold no pointers.
         unsafe { sample(&engine, &params, array!(out, out_len)) }

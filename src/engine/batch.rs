@@ -4,7 +4,7 @@
 //! of the network serves them all. Images that started together with equal parameters share one sampler and go in
 //! lock step: a lane.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use tch::{Kind, Tensor};
@@ -14,6 +14,8 @@ use crate::memory;
 use crate::noise::Stream;
 use crate::process::{to_vec, DiffusionProcess};
 use crate::sampler::{Sampler, SamplerParams};
+use crate::schedule::NoiseSchedule;
+use crate::torch::cuda::upload;
 use crate::{Error, Result};
 
 /// One image in flight.
@@ -37,6 +39,8 @@ struct Lane {
 struct Waiting {
     job: Arc<Job>,
     next: usize,
+    /// Whether [`Batch::warnings`] has looked at it.
+    checked: bool,
 }
 
 /// All images in flight and those that wait for room.
@@ -46,11 +50,13 @@ pub(super) struct Batch {
     capacity: usize,
     /// The most images that have fitted into one evaluation since memory last ran out.
     chunk: usize,
+    /// What [`Batch::warnings`] has said.
+    said: HashSet<String>,
 }
 
 impl Batch {
     pub(super) fn new(capacity: usize) -> Self {
-        Batch { lanes: Vec::new(), waiting: VecDeque::new(), capacity, chunk: capacity }
+        Batch { lanes: Vec::new(), waiting: VecDeque::new(), capacity, chunk: capacity, said: HashSet::new() }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -58,7 +64,19 @@ impl Batch {
     }
 
     pub(super) fn add(&mut self, job: Arc<Job>) {
-        self.waiting.push_back(Waiting { job, next: 0 });
+        self.waiting.push_back(Waiting { job, next: 0, checked: false });
+    }
+
+    /// What is to be said about the jobs that have come since the last call: each thing once, since a service asks
+    /// for the same again and again.
+    pub(super) fn warnings(&mut self, schedule: &NoiseSchedule) -> Vec<String> {
+        let mut lines = Vec::new();
+        for waiting in self.waiting.iter_mut().filter(|waiting| !waiting.checked) {
+            waiting.checked = true;
+            let line = waiting.job.sampler.warning(schedule);
+            lines.extend(line.filter(|line| self.said.insert(line.clone())));
+        }
+        lines
     }
 
     /// Ends every job in the batch with an error.
@@ -92,7 +110,7 @@ impl Batch {
             }
             let rows: Vec<i64> =
                 stays.iter().zip(0..).filter(|(&stays, _)| stays).map(|(_, row)| row).collect();
-            let rows = Tensor::f_from_slice(&rows)?.f_to_device(lane.x.device())?;
+            let rows = upload(&rows, &[rows.len() as i64], lane.x.device())?;
             lane.x = lane.x.f_index_select(0, &rows)?;
             lane.sampler.keep_rows(&rows)?;
             let mut stays = stays.iter();

@@ -281,6 +281,9 @@ fn work(shared: &Shared, mut process: DiffusionProcess) {
                 exit::arm_again(&TASK_DONE);
             }
             Next::Step => {
+                for line in batch.warnings(process.schedule()) {
+                    shared.log.write(log::WARNING, &line);
+                }
                 let _turn = on_cpu.then(Turn::take);
                 let stepped = quietly(|| {
                     batch.step(&process);

@@ -26,8 +26,7 @@ const Kernels &choose() {
                             __builtin_cpu_supports("avx512bw");
     const char *asked = std::getenv("DIFFUSION_KERNELS");
     const auto wanted = [&](const char *name) { return asked == nullptr || std::strcmp(asked, name) == 0; };
-    // Not by itself until it has run on a processor that has it.
-    if (has_avx512 && asked != nullptr && wanted("avx512")) return avx512::table;
+    if (has_avx512 && wanted("avx512")) return avx512::table;
     if (has_avx2 && (asked == nullptr || !wanted("portable"))) return avx2::table;
     return portable::table;
 }

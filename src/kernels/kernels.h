@@ -15,19 +15,18 @@ constexpr int lane = 16;
 // What happens to a finished sum on its way to memory:
 // (sum + bias[channel] + added[added_row[image]][channel] + residual[image][pixel][channel]) * scale
 struct Epilogue {
-    float *out;
-    int64_t out_image;  // floats from one image to the next
+    float *out;         // [image][pixel][channel]
+    int64_t out_image;  // floats of an image
     const float *bias;
     const float *added;  // may be null
     int64_t added_stride;
     const int32_t *added_row;
-    const float *residual;  // may be null, may be `out`; laid out as [image][pixel][channel] too
-    int64_t residual_image;
+    const float *residual;  // may be null, may be `out`; laid out as that
     float scale;
 };
 
 // One run of a matrix product's inner dimension: row `r` of image `i` begins at base + i * image +
-// offsets[r], or is `zeros` where the offset is negative.
+// offsets[r], or is `zeros` where the offset is negative. Without offsets the rows lie one behind the other.
 struct Source {
     const float *base;
     int64_t image;
@@ -35,14 +34,17 @@ struct Source {
     int depth;
 };
 
+// What weights are held in; the arithmetic is f32's.
+enum class WeightType { F32, BF16 };
+
 // out[row][column] = sum over sources and depth of source[row][k] * weights[k][column]
 struct Product {
-    const Source *sources;
+    const Source *sources;  // all with offsets, or all without
     int count;
     int rows_per_image;
     const float *zeros;
-    // [panels of Kernels::panel columns][depth][column]; the last panel may be narrower
-    const float *weights;
+    const float *weights;  // see Packed
+    WeightType weight_type;
     int depth;  // of all sources together
     int columns;
     const Epilogue *epilogue;  // else, if null:

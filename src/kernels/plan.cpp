@@ -11,6 +11,7 @@
 
 #include "kernels.h"
 #include "memory.h"
+#include "packed.h"
 #include "team.h"
 
 namespace diffusion {
@@ -99,11 +100,13 @@ struct Projection {
 struct Plan {
     const Kernels &set = kernels();
     int embedding_width = 0;
+    WeightType weight_type = WeightType::F32;
     std::vector<Buffer> buffers;
     std::vector<std::unique_ptr<Step>> steps;
     std::vector<Projection> projections;
     int added_width = 0;
-    Floats added_weights, added_bias;
+    Packed added_weights;
+    Floats added_bias;
     plan_buffer input = -1, result = -1;
     size_t arena_per_image = 0, partial_per_image = 0, lifted = 0, products = 0, scratch = 0;
     int most_channels = lane;
@@ -132,31 +135,6 @@ int64_t plane_stride(int64_t tiles, int channels) {
     const int64_t lines = (tiles * channels + 15) / 16;
     return (lines | 1) * 16;
 }
-
-// Weights [k][column] in panels.
-class Packed {
-  public:
-    Packed() = default;
-    Packed(const Kernels &set, int depth, int columns, int count)
-        : panel_(set.panel),
-          depth_(depth),
-          columns_(columns),
-          each_(size_t(depth) * columns),
-          values_(each_ * count) {}
-    float &at(int matrix, int k, int column) {
-        const int panel = column / panel_, wide = std::min(panel_, columns_ - panel * panel_);
-        return values_[matrix * each_ + size_t(panel) * panel_ * depth_ + size_t(k) * wide + column % panel_];
-    }
-    const float *matrix(int i) const { return values_.data() + i * each_; }
-    int panels() const { return (columns_ + panel_ - 1) / panel_; }
-    int depth() const { return depth_; }
-    size_t size() const { return values_.size(); }
-
-  private:
-    int panel_ = 0, depth_ = 0, columns_ = 0;
-    size_t each_ = 0;
-    Floats values_;
-};
 
 // The source pixel of an output pixel and tap, or -1.
 struct Window {
@@ -188,7 +166,6 @@ struct Common {
         }
         if (residual >= 0) {
             end.residual = plan.at(run, residual) + first_image * buffer.floats();
-            end.residual_image = buffer.floats();
         }
         end.scale = scale;
         return end;
@@ -198,11 +175,11 @@ struct Common {
 // Any convolution, as one matrix product over taps and channels.
 struct DirectConv : Step {
     Common common;
-    Packed weights_;
+    Packed packed;
     // [source][tap][pixel of the output]
     std::vector<std::vector<std::vector<int32_t>>> offsets;
 
-    size_t weights() const override { return weights_.size(); }
+    size_t weights() const override { return packed.size(); }
     void run(const Plan &plan, const Run &run, Team &team, int thread, float *) const override {
         const Buffer &out = plan.buffers[writes];
         Source sources[2 * 9];
@@ -210,13 +187,13 @@ struct DirectConv : Step {
         for (size_t s = 0; s < offsets.size(); s++) {
             const Buffer &buffer = plan.buffers[reads[s]];
             for (const auto &tap : offsets[s])
-                sources[count++] = {plan.at(run, reads[s]), buffer.floats(), tap.data(), buffer.channels()};
+                sources[count++] = {plan.at(run, reads[s]), buffer.floats(),
+                                    tap.empty() ? nullptr : tap.data(), buffer.channels()};
         }
         const Epilogue end = common.epilogue(plan, run, writes, 0);
-        const Product product = {
-            sources,          count,          out.pixels(), run.zeros, weights_.matrix(0),
-            weights_.depth(), out.channels(), &end,         nullptr};
-        const int rows = run.images * out.pixels(), panels = weights_.panels();
+        const Product product = {sources,       count,          out.pixels(),   run.zeros, packed.matrix(0),
+                                 packed.type(), packed.depth(), out.channels(), &end,      nullptr};
+        const int rows = run.images * out.pixels(), panels = packed.panels();
         if (rows >= 64 * team.size) {
             const Share share(rows, thread, team.size);
             plan.set.multiply(product, int(share.begin), int(share.count), 0, panels);
@@ -231,12 +208,12 @@ struct DirectConv : Step {
 struct LiftedConv : Step {
     Common common;
     Lifting way;
-    Packed weights_;  // [points * points]
-    std::vector<int32_t> lift_offsets, lower_offsets, rows;
+    Packed packed;  // [points * points]
+    std::vector<int32_t> lift_offsets, lower_offsets;
     int tiles = 0;   // of an image
     int images = 0;  // at a time
 
-    size_t weights() const override { return weights_.size(); }
+    size_t weights() const override { return packed.size(); }
     void run(const Plan &plan, const Run &run, Team &team, int thread, float *) const override {
         const Buffer &in = plan.buffers[reads[0]], &out = plan.buffers[writes];
         const int matrices = lifting_shape(way).points * lifting_shape(way).points;
@@ -256,18 +233,19 @@ struct LiftedConv : Step {
             plan.set.lift(way, lift, int(share.begin), int(share.count));
             team.wait();
             // Consecutive panels of consecutive matrices: each weight is read by one thread.
-            const int panels = weights_.panels();
+            const int panels = packed.panels();
             const Share work(int64_t{matrices} * panels, thread, team.size);
             for (int64_t item = work.begin; item < work.begin + work.count;) {
                 const int matrix = int(item / panels), panel = int(item % panels);
                 const int some = int(std::min<int64_t>(panels - panel, work.begin + work.count - item));
-                const Source source = {run.lifted + matrix * lifted_plane, 0, rows.data(), in.channels()};
+                const Source source = {run.lifted + matrix * lifted_plane, 0, nullptr, in.channels()};
                 const Product product = {&source,
                                          1,
                                          all,
                                          nullptr,
-                                         weights_.matrix(matrix),
-                                         weights_.depth(),
+                                         packed.matrix(matrix),
+                                         packed.type(),
+                                         packed.depth(),
                                          out.channels(),
                                          nullptr,
                                          run.products + matrix * plane};
@@ -379,30 +357,144 @@ Buffer &buffer_at(Plan &plan, plan_buffer buffer) {
     return plan.buffers[buffer];
 }
 
-// For every output column of 16 and input channel: `use(column, k, g)` with g [9 or 1 taps][16].
-plan_buffer add_conv(Plan &plan, const plan_conv &conv) {
-    std::vector<plan_buffer> reads = {conv.source};
-    if (conv.second >= 0) reads.push_back(conv.second);
-    std::vector<int> parts;
-    for (plan_buffer read : reads) {
-        const Buffer &buffer = buffer_at(plan, read);
-        parts.insert(parts.end(), buffer.parts.begin(), buffer.parts.end());
+// A convolution's weights [outputs][inputs][taps] and where its channels are when they are padded.
+struct ConvShape {
+    const plan_conv &conv;
+    std::vector<plan_buffer> reads;
+    std::vector<int> parts;  // of all that is read
+    Buffer in, out;
+    int inputs = 0, depth = 0, taps;
+
+    ConvShape(Plan &plan, const plan_conv &conv) : conv(conv), taps(conv.kernel * conv.kernel) {
+        require(conv.kernel == 1 || conv.kernel == 3, "a kernel of 1 or 3");
+        reads = {conv.source};
+        if (conv.second >= 0) reads.push_back(conv.second);
+        in = buffer_at(plan, conv.source);
+        for (plan_buffer read : reads) {
+            const Buffer &buffer = buffer_at(plan, read);
+            require(buffer.height == in.height && buffer.width == in.width, "sources of one size");
+            parts.insert(parts.end(), buffer.parts.begin(), buffer.parts.end());
+            inputs += buffer.real_channels();
+            depth += buffer.channels();
+        }
+        const auto side = [&](int n) {
+            return (n * (conv.doubled ? 2 : 1) + conv.pad_begin + conv.pad_end - conv.kernel) / conv.stride +
+                   1;
+        };
+        out = Buffer{side(in.height), side(in.width), {conv.outputs}};
+        require(out.height > 0 && out.width > 0 && out.pixels() < (1 << 24), "an image of some size");
     }
-    const Buffer in = plan.buffers[conv.source];
-    const int grow = conv.doubled ? 2 : 1, kernel = conv.kernel, taps = kernel * kernel;
-    const auto side = [&](int n) {
-        return (n * grow + conv.pad_begin + conv.pad_end - kernel) / conv.stride + 1;
-    };
-    Buffer out{side(in.height), side(in.width), {conv.outputs}};
-    require(kernel == 1 || kernel == 3, "a kernel of 1 or 3");
-    require(out.height > 0 && out.width > 0 && out.pixels() < (1 << 24), "an image of some size");
-    int inputs = 0;
-    for (int part : parts)
-        inputs += part;
-    const auto where = places(parts);
-    int depth = 0;
-    for (int part : parts)
-        depth += padded(part);
+    const float *weight(int output, int input) const {
+        return conv.weight + (size_t(output) * inputs + input) * taps;
+    }
+};
+
+// U = G g G^T for one input channel and a panel of outputs, in f64 since it is done once.
+void lift_weights(const LiftingShape &lifting, const ConvShape &shape, int input, int panel, int wide,
+                  int first, Packed &packed, int k) {
+    constexpr int widest = 2 * lane;
+    require(wide <= widest, "a panel of that width");
+    const int P = lifting.points;
+    double g[9][widest] = {}, half[6][3][widest];
+    float lifted[widest];
+    for (int o = 0; o < std::min(wide, shape.conv.outputs - first); o++)
+        for (int tap = 0; tap < 9; tap++)
+            g[tap][o] = shape.weight(first + o, input)[tap];
+    for (int p = 0; p < P; p++)
+        for (int x = 0; x < 3; x++)
+            for (int o = 0; o < wide; o++)
+                half[p][x][o] = lifting.weights[p][0] * g[x][o] + lifting.weights[p][1] * g[3 + x][o] +
+                                lifting.weights[p][2] * g[6 + x][o];
+    for (int p = 0; p < P; p++) {
+        for (int q = 0; q < P; q++) {
+            for (int o = 0; o < wide; o++)
+                lifted[o] =
+                    float(half[p][0][o] * lifting.weights[q][0] + half[p][1][o] * lifting.weights[q][1] +
+                          half[p][2][o] * lifting.weights[q][2]);
+            packed.put(p * P + q, panel, k, lifted);
+        }
+    }
+}
+
+std::unique_ptr<LiftedConv> lifted_conv(Plan &plan, const ConvShape &shape) {
+    const bool doubled = shape.conv.doubled;
+    const Buffer &in = shape.in, &out = shape.out;
+    auto made = std::make_unique<LiftedConv>();
+    made->way = doubled ? Lifting::Doubled : in.pixels() >= 144 ? Lifting::F4 : Lifting::F2;
+    const LiftingShape &lifting = lifting_shape(made->way);
+    const int P = lifting.points, Q = lifting.outputs;
+    const int across = (out.width + Q - 1) / Q, down = (out.height + Q - 1) / Q;
+    made->tiles = across * down;
+    made->images = std::min(most_images, std::max(1, enough_tiles / made->tiles));
+    for (int t = 0; t < made->tiles; t++) {
+        const int top = t / across * Q, left = t % across * Q;
+        for (int i = 0; i < P * P; i++) {
+            // A doubled image is read from the small one, whose pixels are one row of taps apart.
+            const int y = (doubled ? top / 2 : top) + i / P - 1, x = (doubled ? left / 2 : left) + i % P - 1;
+            const bool inside = y >= 0 && x >= 0 && y < in.height && x < in.width;
+            made->lift_offsets.push_back(inside ? (y * in.width + x) * in.channels() : -1);
+        }
+        for (int i = 0; i < Q * Q; i++) {
+            const int y = top + i / Q, x = left + i % Q;
+            const bool inside = y < out.height && x < out.width;
+            made->lower_offsets.push_back(inside ? (y * out.width + x) * out.channels() : -1);
+        }
+    }
+    made->packed = Packed(plan.set, plan.weight_type, shape.depth, out.channels(), P * P);
+    const auto where = places(shape.parts);
+    const int panel = plan.set.panel;
+#pragma omp parallel for schedule(static)
+    for (int k = 0; k < shape.inputs; k++)
+        for (int p = 0; p < made->packed.panels(); p++)
+            lift_weights(lifting, shape, k, p, panel, p * panel, made->packed, where[k]);
+    const int all = made->tiles * made->images;
+    plan.lifted = std::max(plan.lifted, size_t(P * P * plane_stride(all, in.channels())));
+    plan.products = std::max(plan.products, size_t(P * P * plane_stride(all, out.channels())));
+    return made;
+}
+
+std::unique_ptr<DirectConv> direct_conv(Plan &plan, const ConvShape &shape) {
+    const plan_conv &conv = shape.conv;
+    const Buffer &in = shape.in, &out = shape.out;
+    const Window window{in.height, in.width, conv.stride, conv.pad_begin, conv.doubled};
+    const int taps = shape.taps, panel = plan.set.panel;
+    // Each pixel is made of the one in its own place.
+    const bool even = taps == 1 && conv.stride == 1 && conv.pad_begin == 0 && !conv.doubled;
+    auto made = std::make_unique<DirectConv>();
+    made->packed = Packed(plan.set, plan.weight_type, shape.depth * taps, out.channels(), 1);
+    int first = 0, begin = 0;
+    for (plan_buffer read : shape.reads) {
+        const Buffer &buffer = plan.buffers[read];
+        made->offsets.emplace_back(taps);
+        for (int tap = 0; tap < taps && !even; tap++) {
+            for (int pixel = 0; pixel < out.pixels(); pixel++) {
+                const int y = pixel / out.width * conv.stride + tap / conv.kernel - conv.pad_begin;
+                const int x = pixel % out.width * conv.stride + tap % conv.kernel - conv.pad_begin;
+                const int from = window.pixel(y, x);
+                made->offsets.back()[tap].push_back(from < 0 ? -1 : from * buffer.channels());
+            }
+        }
+        const auto within = places(buffer.parts);
+#pragma omp parallel for schedule(static)
+        for (int p = 0; p < made->packed.panels(); p++) {
+            std::vector<float> row(panel);
+            const int wide = std::min(panel, conv.outputs - p * panel);
+            for (int c = 0; c < int(within.size()); c++) {
+                for (int tap = 0; tap < taps; tap++) {
+                    for (int o = 0; o < wide; o++)
+                        row[o] = shape.weight(p * panel + o, first + c)[tap];
+                    made->packed.put(0, p, begin + tap * buffer.channels() + within[c], row.data());
+                }
+            }
+        }
+        first += int(within.size());
+        begin += taps * buffer.channels();
+    }
+    return made;
+}
+
+plan_buffer add_conv(Plan &plan, const plan_conv &conv) {
+    const ConvShape shape(plan, conv);
     Common common;
     common.bias = copy_padded(conv.bias, {conv.outputs});
     common.projection = conv.projection;
@@ -410,95 +502,22 @@ plan_buffer add_conv(Plan &plan, const plan_conv &conv) {
     common.scale = conv.scale;
     if (conv.residual >= 0) {
         const Buffer &residual = buffer_at(plan, conv.residual);
-        require(residual.floats() == out.floats() && residual.parts == out.parts,
+        require(residual.floats() == shape.out.floats() && residual.parts == shape.out.parts,
                 "a residual of the result's shape");
     }
-    const Window window{in.height, in.width, conv.stride, conv.pad_begin, conv.doubled};
-    const int columns = out.channels();
-    const auto weight = [&](int o, int i) { return conv.weight + (size_t(o) * inputs + i) * taps; };
-    std::unique_ptr<Step> step;
-    const bool same = kernel == 3 && conv.stride == 1 && conv.pad_begin == 1 && conv.pad_end == 1;
-    const bool lifted = same && conv.second < 0 && (conv.doubled || in.pixels() >= 36);
-    if (lifted) {
-        auto made = std::make_unique<LiftedConv>();
-        made->way = conv.doubled ? Lifting::Doubled : in.pixels() >= 144 ? Lifting::F4 : Lifting::F2;
-        const LiftingShape &shape = lifting_shape(made->way);
-        const int P = shape.points, Q = shape.outputs;
-        const int across = (out.width + Q - 1) / Q, down = (out.height + Q - 1) / Q;
-        made->tiles = across * down;
-        made->images = std::min(most_images, std::max(1, enough_tiles / made->tiles));
-        for (int t = 0; t < made->tiles; t++) {
-            const int top = t / across * Q, left = t % across * Q;
-            for (int i = 0; i < P * P; i++) {
-                // A doubled image is read from the small one, whose pixels are one row of taps apart.
-                const int y = (conv.doubled ? top / 2 : top) + i / P - 1,
-                          x = (conv.doubled ? left / 2 : left) + i % P - 1;
-                const bool inside = y >= 0 && x >= 0 && y < in.height && x < in.width;
-                made->lift_offsets.push_back(inside ? (y * in.width + x) * in.channels() : -1);
-            }
-            for (int i = 0; i < Q * Q; i++) {
-                const int y = top + i / Q, x = left + i % Q;
-                made->lower_offsets.push_back(y < out.height && x < out.width ? (y * out.width + x) * columns
-                                                                              : -1);
-            }
-        }
-        const int all = made->tiles * made->images;
-        for (int t = 0; t < all; t++)
-            made->rows.push_back(t * in.channels());
-        made->weights_ = Packed(plan.set, depth, columns, P * P);
-        // U = G g G^T, in f64 since it is done once.
-#pragma omp parallel for schedule(static)
-        for (int k = 0; k < inputs; k++) {
-            for (int o = 0; o < conv.outputs; o++) {
-                const float *g = weight(o, k);
-                double half[6][3];
-                for (int p = 0; p < P; p++)
-                    for (int x = 0; x < 3; x++)
-                        half[p][x] = shape.weights[p][0] * g[x] + shape.weights[p][1] * g[3 + x] +
-                                     shape.weights[p][2] * g[6 + x];
-                for (int p = 0; p < P; p++)
-                    for (int q = 0; q < P; q++)
-                        made->weights_.at(p * P + q, where[k], o) =
-                            float(half[p][0] * shape.weights[q][0] + half[p][1] * shape.weights[q][1] +
-                                  half[p][2] * shape.weights[q][2]);
-            }
-        }
-        plan.lifted = std::max(plan.lifted, size_t(P * P * plane_stride(all, in.channels())));
-        plan.products = std::max(plan.products, size_t(P * P * plane_stride(all, columns)));
-        made->common = std::move(common);
-        step = std::move(made);
-    } else {
-        auto made = std::make_unique<DirectConv>();
-        int first = 0, begin = 0;
-        made->weights_ = Packed(plan.set, depth * taps, columns, 1);
-        for (plan_buffer read : reads) {
-            const Buffer &buffer = plan.buffers[read];
-            require(buffer.height == in.height && buffer.width == in.width, "sources of one size");
-            made->offsets.emplace_back(taps);
-            for (int tap = 0; tap < taps; tap++) {
-                for (int pixel = 0; pixel < out.pixels(); pixel++) {
-                    const int y = pixel / out.width * conv.stride + tap / kernel - conv.pad_begin;
-                    const int x = pixel % out.width * conv.stride + tap % kernel - conv.pad_begin;
-                    const int from = window.pixel(y, x);
-                    made->offsets.back()[tap].push_back(from < 0 ? -1 : from * buffer.channels());
-                }
-            }
-            const auto within = places(buffer.parts);
-            for (int c = 0; c < int(within.size()); c++)
-                for (int tap = 0; tap < taps; tap++)
-                    for (int o = 0; o < conv.outputs; o++)
-                        made->weights_.at(0, begin + tap * buffer.channels() + within[c], o) =
-                            weight(o, first + c)[tap];
-            first += int(within.size());
-            begin += taps * buffer.channels();
-        }
-        made->common = std::move(common);
-        step = std::move(made);
-    }
-    step->reads = reads;
-    if (conv.residual >= 0) step->reads.push_back(conv.residual);
-    step->writes = plan.add(out);
-    plan.steps.push_back(std::move(step));
+    const bool same = conv.kernel == 3 && conv.stride == 1 && conv.pad_begin == 1 && conv.pad_end == 1;
+    const auto add = [&](auto step) {
+        step->common = std::move(common);
+        step->reads = shape.reads;
+        if (conv.residual >= 0) step->reads.push_back(conv.residual);
+        step->writes = plan.add(shape.out);
+        plan.steps.push_back(std::move(step));
+    };
+    // Of small images the tiles would be mostly padding.
+    if (same && conv.second < 0 && (conv.doubled || shape.in.pixels() >= 36))
+        add(lifted_conv(plan, shape));
+    else
+        add(direct_conv(plan, shape));
     return plan.steps.back()->writes;
 }
 
@@ -587,17 +606,26 @@ void finish(Plan &plan, plan_buffer result) {
     place_buffers(plan);
     // All projections as one matrix.
     const int depth = padded(plan.embedding_width);
-    Packed all(plan.set, depth, std::max(plan.added_width, lane), 1);
+    const int columns = std::max(plan.added_width, lane), panel = plan.set.panel;
+    plan.added_weights = Packed(plan.set, WeightType::F32, depth, columns, 1);
     plan.added_bias = Floats(std::max(plan.added_width, lane));
+    std::vector<const float *> rows(columns, nullptr);
     for (const Projection &projection : plan.projections) {
         for (int c = 0; c < projection.channels; c++) {
             plan.added_bias[projection.offset + c] = projection.bias[c];
-            for (int k = 0; k < plan.embedding_width; k++)
-                all.at(0, k, projection.offset + c) = projection.weight[size_t(c) * plan.embedding_width + k];
+            rows[projection.offset + c] = &projection.weight[size_t(c) * plan.embedding_width];
         }
     }
-    plan.added_weights = Floats(all.size());
-    std::memcpy(plan.added_weights.data(), all.matrix(0), all.size() * sizeof(float));
+    std::vector<float> row(panel);
+    for (int p = 0; p < plan.added_weights.panels(); p++) {
+        for (int k = 0; k < plan.embedding_width; k++) {
+            for (int o = 0; o < std::min(panel, columns - p * panel); o++) {
+                const float *from = rows[p * panel + o];
+                row[o] = from == nullptr ? 0.0f : from[k];
+            }
+            plan.added_weights.put(0, p, k, row.data());
+        }
+    }
     for (Projection &projection : plan.projections)
         projection.weight = projection.bias = {};
     plan.zeros = Floats(std::max(plan.most_channels, depth));
@@ -607,15 +635,15 @@ void finish(Plan &plan, plan_buffer result) {
 
 void project(const Plan &plan, const Run &run, Team &team, int thread) {
     const int depth = padded(plan.embedding_width);
-    static const int32_t origin = 0;
-    const Source source = {run.embedding, depth, &origin, depth};
+    const Source source = {run.embedding, depth, nullptr, depth};
     Epilogue end{};
     end.out = run.added;
     end.out_image = plan.added_width;
     end.bias = plan.added_bias.data();
     end.scale = 1;
-    const Product product = {&source,          1,    1,      run.zeros, plan.added_weights.data(), depth,
-                             plan.added_width, &end, nullptr};
+    const Packed &packed = plan.added_weights;
+    const Product product = {
+        &source, 1, 1, run.zeros, packed.matrix(0), packed.type(), depth, plan.added_width, &end, nullptr};
     const Share share((plan.added_width + plan.set.panel - 1) / plan.set.panel, thread, team.size);
     if (plan.added_width > 0) plan.set.multiply(product, 0, run.rows, int(share.begin), int(share.count));
 }
@@ -686,10 +714,11 @@ struct diffusion_plan : diffusion::Plan {};
 
 using namespace diffusion;
 
-char *diffusion_plan_new(int32_t embedding_width, diffusion_plan **plan) {
+char *diffusion_plan_new(int32_t embedding_width, bool bf16, diffusion_plan **plan) {
     return guarded([&] {
         auto made = std::make_unique<diffusion_plan>();
         made->embedding_width = embedding_width;
+        made->weight_type = bf16 ? WeightType::BF16 : WeightType::F32;
         *plan = made.release();
     });
 }

@@ -37,7 +37,8 @@ typedef struct plan_norm {
     int32_t projection;  // scales and shifts; negative: none
 } plan_norm;
 
-char *diffusion_plan_new(int32_t embedding_width, diffusion_plan **plan);
+// An empty plan. bf16: the convolutions' weights are held in bf16; the arithmetic is f32's either way.
+char *diffusion_plan_new(int32_t embedding_width, bool bf16, diffusion_plan **plan);
 void diffusion_plan_free(diffusion_plan *plan);
 char *diffusion_plan_input(diffusion_plan *plan, int32_t channels, int32_t height, int32_t width,
                            plan_buffer *out);

@@ -112,7 +112,7 @@ static void lower_tiles(const Lower &lower, int first, int tiles) {
         const int32_t *offsets = lower.offsets + (tile % lower.tiles_per_image) * (Q * Q);
         const float *from = lower.products + static_cast<int64_t>(tile) * lower.channels;
         float *out = end.out + image * end.out_image;
-        const float *residual = end.residual == nullptr ? nullptr : end.residual + image * end.residual_image;
+        const float *residual = end.residual == nullptr ? nullptr : end.residual + image * end.out_image;
         const float *added =
             end.added == nullptr ? nullptr : end.added + end.added_row[image] * end.added_stride;
         for (int c = 0; c < lower.channels; c += width) {

@@ -213,10 +213,9 @@ impl SamplerParams {
     }
 
     fn levels(&self, schedule: &NoiseSchedule) -> Result<Vec<Level>> {
-        let steps = if self.method == Method::Ddim { "ddim_steps" } else { "steps" };
         if !(1..=schedule.noise_steps()).contains(&self.steps) {
             return Err(Error::argument(
-                steps,
+                "steps",
                 self.steps,
                 format_args!("in 1..={}", schedule.noise_steps()),
             ));

@@ -2,6 +2,7 @@
 //!
 //! One of the two places with `unsafe`. The C++ side is `shim.cpp`; its exceptions arrive here as [`Error`]s.
 
+pub mod cuda;
 pub mod plan;
 
 use std::ffi::{c_char, c_void, CStr, CString};
@@ -77,7 +78,6 @@ extern "C" {
     fn diffusion_shim_bernoulli(out: *mut C_tensor, keep: f64, seed: u64) -> *mut c_char;
     fn diffusion_shim_autocast_enter(cuda: bool, half: bool, before: *mut SavedAutocast) -> *mut c_char;
     fn diffusion_shim_autocast_leave(before: *const SavedAutocast);
-    fn diffusion_shim_own_stream(device_index: i32) -> *mut c_char;
 }
 
 /// The error behind what a shim function returned.
@@ -148,7 +148,7 @@ fn load_torch_cuda() -> std::result::Result<(), String> {
     // SAFETY: a NUL-terminated name; libtorch_cuda's initialisers are made to be run like this, as Python does.
     let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
     if !handle.is_null() {
-        return Ok(());
+        return cuda::open(handle).map_err(|error| error.to_string());
     }
     // SAFETY: after a failed dlopen, dlerror returns NULL or a string that is valid until the next dl call.
     let text = unsafe {
@@ -221,8 +221,7 @@ pub fn at_exit(handler: extern "C" fn()) {
 
 /// Gives the calling thread a CUDA stream of its own, so that it neither waits for the host's work nor holds it up.
 pub fn use_own_stream(device_index: i32) -> Result<()> {
-    // SAFETY: no pointers are passed.
-    check(unsafe { diffusion_shim_own_stream(device_index) })
+    cuda::use_own_stream(device_index)
 }
 
 /// The numbers of an Adam step (arXiv 1412.6980) or, decoupled, an AdamW step (arXiv 1711.05101).

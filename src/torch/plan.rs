@@ -91,7 +91,7 @@ struct RawNorm {
 }
 
 extern "C" {
-    fn diffusion_plan_new(embedding_width: i32, plan: *mut *mut c_void) -> *mut c_char;
+    fn diffusion_plan_new(embedding_width: i32, bf16: bool, plan: *mut *mut c_void) -> *mut c_char;
     fn diffusion_plan_free(plan: *mut c_void);
     fn diffusion_plan_input(
         plan: *mut c_void,
@@ -176,11 +176,12 @@ fn small(value: i64) -> Result<i32> {
 }
 
 impl Builder {
-    /// An empty plan for embeddings of this width.
-    pub fn new(embedding_width: i64) -> Result<Self> {
+    /// An empty plan for embeddings of this width. `bf16`: the convolutions' weights are held in bf16; the arithmetic is
+    /// f32's either way.
+    pub fn new(embedding_width: i64, bf16: bool) -> Result<Self> {
         let mut plan = std::ptr::null_mut();
         // SAFETY: `plan` is valid for a write.
-        check(unsafe { diffusion_plan_new(small(embedding_width)?, &mut plan) })?;
+        check(unsafe { diffusion_plan_new(small(embedding_width)?, bf16, &mut plan) })?;
         let plan = NonNull::new(plan).ok_or_else(|| Error::Internal("no inference plan was made".into()))?;
         Ok(Builder { plan: Handle(plan), embedding_width, channels: Vec::new(), input: None })
     }

@@ -6,37 +6,16 @@
 #include <ATen/Context.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/detail/CUDAHooksInterface.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/version.h>
 
 #include <cfenv>
 #include <cstring>
-#include <exception>
 #include <string>
 #include <vector>
 
+#include "guarded.h"
+
 namespace {
-
-char *copy(const char *text) {
-    char *result = strdup(text);
-    // An error must stay an error even where there is no memory left to say which.
-    static char no_memory[] = "out of memory";
-    return result != nullptr ? result : no_memory;
-}
-
-template <typename Body>
-char *guarded(Body body) noexcept {
-    try {
-        body();
-        return nullptr;
-    } catch (const c10::Error &error) {
-        return copy(error.what_without_backtrace());
-    } catch (const std::exception &error) {
-        return copy(error.what());
-    } catch (...) {
-        return copy("unknown C++ exception");
-    }
-}
 
 std::vector<at::Tensor> list(const tensor *tensors, size_t count) {
     std::vector<at::Tensor> result;
@@ -158,13 +137,4 @@ void diffusion_shim_autocast_leave(const diffusion_shim_autocast *before) {
         at::autocast::set_autocast_dtype(device, static_cast<at::ScalarType>(before->dtype));
     });
     if (error != nullptr) diffusion_shim_free(error);
-}
-
-char *diffusion_shim_own_stream(int32_t device_index) {
-    return guarded([&] {
-        const c10::impl::VirtualGuardImpl guard(c10::DeviceType::CUDA);
-        const c10::Device device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(device_index));
-        guard.setDevice(device);
-        guard.exchangeStream(guard.getStreamFromGlobalPool(device));
-    });
 }

@@ -46,9 +46,6 @@ typedef struct diffusion_shim_autocast {
 char *diffusion_shim_autocast_enter(bool cuda, bool half, diffusion_shim_autocast *before);
 void diffusion_shim_autocast_leave(const diffusion_shim_autocast *before);
 
-// Makes a stream of its own the calling thread's current one on the CUDA device.
-char *diffusion_shim_own_stream(int32_t device_index);
-
 #ifdef __cplusplus
 }
 #endif

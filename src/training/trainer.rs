@@ -10,9 +10,9 @@ use tch::{Device, Kind, Tensor};
 use super::adam::Adam;
 use super::grad_scaler::GradScaler;
 use super::{Loss, Precision, TrainingConfig};
-use crate::memory;
-use crate::noise::{Domain, Stream};
+use crate::noise::{self, Domain, Stream};
 use crate::schedule::{NoiseSchedule, Prediction};
+use crate::torch::cuda::upload;
 use crate::torch::{self, AutocastGuard, GradGuard, LowPrecision};
 use crate::unet::{DiffusionModel, Parameters, UnetConfig};
 use crate::{Error, Result};
@@ -194,8 +194,8 @@ impl Trainer {
     /// Loss and gradients, the latter divided by `accumulation_steps` and multiplied by the scaler's scale.
     fn gradients(&self, images: &Tensor, context: &StepContext) -> Result<(Tensor, Vec<Tensor>)> {
         let Example { target, noisy, timesteps, weights } = self.example(images, context)?;
-        let labels = context.class_labels.map(Tensor::f_from_slice).transpose()?;
-        let labels = labels.map(|labels| labels.f_to_device(self.device)).transpose()?;
+        let labels = context.class_labels;
+        let labels = labels.map(|l| upload(l, &[l.len() as i64], self.device)).transpose()?;
         let dropout = Dropout { seed: context.seed, call: self.calls, layers: Cell::new(0) };
         let _grad = GradGuard::set(true);
         let predicted = {
@@ -227,16 +227,15 @@ impl Trainer {
         let shape = images.size();
         let batch = shape.first().copied().unwrap_or(0) as usize;
         let each = images.numel() / batch.max(1);
-        let mut noise = memory::zeroed(images.numel())?;
-        let mut timesteps = Vec::with_capacity(batch);
+        let (mut streams, mut timesteps) = (Vec::with_capacity(batch), Vec::with_capacity(batch));
         // Two draws a call; the counter's upper half moves on after 2^31 calls.
         let (high, draw) = (self.calls >> 31, ((self.calls & 0x7fff_ffff) * 2) as u32);
-        for (i, image) in noise.chunks_exact_mut(each.max(1)).enumerate() {
-            let stream = Stream::new(Domain::Train, context.seed, (i as u64) ^ (high << 40));
+        for i in 0..batch as u64 {
+            let stream = Stream::new(Domain::Train, context.seed, i ^ (high << 40));
             timesteps.push(stream.below(draw, context.schedule.noise_steps() as u64) as i64);
-            stream.fill_normal(draw + 1, image);
+            streams.push(stream);
         }
-        let noise = Tensor::f_from_slice(&noise)?.f_view(shape.as_slice())?.f_to_device(self.device)?;
+        let noise = noise::device::normal(&streams, draw + 1, each, self.device)?.f_view(shape.as_slice())?;
         let noisy = context.schedule.add_noise(images, &noise, &timesteps)?;
         let target = match context.prediction {
             Prediction::Epsilon => noise,
@@ -249,10 +248,10 @@ impl Trainer {
                 let weights: Vec<f32> = (timesteps.iter())
                     .map(|&t| Ok(context.schedule.min_snr_weight(t, gamma, context.prediction)? as f32))
                     .collect::<Result<_>>()?;
-                Some(Tensor::f_from_slice(&weights)?.f_to_device(self.device)?)
+                Some(upload(&weights, &[batch as i64], self.device)?)
             }
         };
-        let timesteps = Tensor::f_from_slice(&timesteps)?.f_to_device(self.device)?.f_to_kind(Kind::Float)?;
+        let timesteps = upload(&timesteps, &[batch as i64], self.device)?.f_to_kind(Kind::Float)?;
         Ok(Example { target, noisy, timesteps, weights })
     }
 }

@@ -51,6 +51,25 @@ impl Conv2d {
         if x.device() == Device::Cpu && x.kind() == Kind::Float && !torch::is_recording() {
             return Ok(x.f_mkldnn_convolution(&self.weight, Some(&self.bias), padding, stride, [1, 1], 1)?);
         }
+        if x.device().is_cuda() && !torch::is_recording() {
+            // conv2d with its options spelled out, which are the host's to set otherwise: no trials of kernels, the same
+            // result each time, and f32 means f32, where libtorch lets cuDNN round to TF32 (10 bits) unless told.
+            let (benchmark, deterministic, cudnn, tf32) = (false, true, true, false);
+            return Ok(x.f_internal_convolution(
+                &self.weight,
+                Some(&self.bias),
+                stride,
+                padding,
+                [1, 1],
+                false,
+                [0, 0],
+                1,
+                benchmark,
+                deterministic,
+                cudnn,
+                tf32,
+            )?);
+        }
         Ok(x.f_conv2d(&self.weight, Some(&self.bias), stride, padding, [1, 1], 1)?)
     }
 }
@@ -115,7 +134,27 @@ impl GroupNorm {
 
     /// [B, C, H, W] -> the same shape
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if x.device().is_cuda() && x.kind() != Kind::Float && !torch::is_recording() {
+            return self.channels_last(x);
+        }
         Ok(x.f_group_norm(self.groups, Some(&self.weight), Some(&self.bias), self.eps, true)?)
+    }
+
+    /// The same for images with their channels last, which libtorch's CUDA kernel would copy to channels first, so that
+    /// the next convolution copied them back. Sums and factors are f32 whatever x is.
+    fn channels_last(&self, x: &Tensor) -> Result<Tensor> {
+        let (batch, channels, height, width) = x.size4()?;
+        let (pixels, each) = (height * width, channels / self.groups);
+        let grouped = x.f_permute([0, 2, 3, 1])?.f_reshape([batch, pixels, self.groups, each])?;
+        let mean = grouped.f_mean_dim(&[1i64, 3][..], true, Kind::Float)?; // [B, 1, G, 1]
+        let norm = grouped.f_norm_scalaropt_dim_dtype(2.0, [1i64, 3], true, Kind::Float)?;
+        let square = norm.f_square()?.f_div_scalar((pixels * each) as f64)?;
+        let variance = square.f_sub(&mean.f_square()?)?.f_clamp_min(0.0)?;
+        let affine = |t: &Tensor| t.f_to_kind(Kind::Float)?.f_view([1, 1, self.groups, each]);
+        let scale = variance.f_add_scalar(self.eps)?.f_rsqrt()?.f_mul(&affine(&self.weight)?)?; // [B, 1, G, C/G]
+        let shift = affine(&self.bias)?.f_sub(&mean.f_mul(&scale)?)?;
+        let (scale, shift) = (scale.f_view([batch, channels, 1, 1])?, shift.f_view([batch, channels, 1, 1])?);
+        Ok(shift.f_addcmul_out(&x.f_empty_like()?, x, &scale)?)
     }
 }
 
@@ -128,5 +167,51 @@ impl Activation {
             Activation::Gelu => x.f_gelu("none"),
             Activation::Relu => x.f_relu(),
         }?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Against libtorch's own in f64, for images whose mean is far from 0 too.
+    #[test]
+    fn group_norm_of_channels_last_is_group_norm() {
+        let _no_grad = tch::no_grad_guard();
+        let mut compared = 0;
+        for (batch, channels, side, groups) in [(1, 8, 4, 2), (3, 32, 8, 32), (2, 48, 5, 4), (2, 12, 1, 3)] {
+            for mean in [0.0, 3.0, 40.0] {
+                let count = batch * channels * side * side;
+                let values =
+                    Tensor::arange(count, (Kind::Double, Device::Cpu)).f_mul_scalar(0.7).unwrap().sin();
+                let x = (values * 1.5 + mean).view([batch, side, side, channels]).permute([0, 3, 1, 2]);
+                let weight = Tensor::linspace(0.5, 2.0, channels, (Kind::Double, Device::Cpu));
+                let bias = Tensor::linspace(-1.0, 1.0, channels, (Kind::Double, Device::Cpu));
+                // f32 shows how far the sums themselves go: around 40, the squares cancel four of seven digits.
+                for (kind, tolerance) in [(Kind::Float, 1e-3), (Kind::BFloat16, 4e-2), (Kind::Half, 5e-3)] {
+                    let layer = GroupNorm {
+                        weight: weight.to_kind(kind),
+                        bias: bias.to_kind(kind),
+                        groups,
+                        eps: 1e-5,
+                    };
+                    let x = x.to_kind(kind);
+                    let found = layer.channels_last(&x).unwrap();
+                    assert_eq!((found.kind(), found.stride()), (kind, x.stride()));
+                    let double = |t: &Tensor| Some(t.to_kind(Kind::Double));
+                    let wanted = x.to_kind(Kind::Double).group_norm(
+                        groups,
+                        double(&layer.weight),
+                        double(&layer.bias),
+                        1e-5,
+                        false,
+                    );
+                    let worst = (found.to_kind(Kind::Double) - wanted).abs().max().double_value(&[]);
+                    assert!(worst < tolerance, "{channels} channels around {mean}, {kind:?}: {worst:e}");
+                    compared += 1;
+                }
+            }
+        }
+        println!("{compared} cases");
     }
 }

@@ -10,6 +10,7 @@
 //! attention.rs   self-attention over the pixels of a feature map
 //! blocks.rs      a level on the way down, the middle, a level on the way up
 //! model.rs       DiffusionModel: the way of an image through all of it
+//! gpu.rs         GpuModel: the same network with the weights laid out for a GPU and its steps captured as graphs
 //! plan.rs        InferencePlan: the same network laid out for the CPU kernels of src/kernels
 //! ```
 //!
@@ -21,6 +22,7 @@ mod attention;
 mod blocks;
 mod config;
 mod embedding;
+mod gpu;
 mod layers;
 mod model;
 mod parameters;
@@ -31,6 +33,7 @@ mod scope;
 pub use config::{
     Activation, BlockKind, ClassEmbedding, Resample, TimeEmbedding, TimeScaleShift, UnetConfig,
 };
+pub use gpu::{Batches, GpuModel, MAX_GRAPHS};
 pub use model::{DiffusionModel, Dropout};
 pub use parameters::{Init, ParameterSpec, Parameters};
-pub use plan::InferencePlan;
+pub use plan::{InferencePlan, PlanWeights};

@@ -262,6 +262,17 @@ impl Parameters {
             .collect::<Result<_>>()?;
         Ok(Self::from_entries(entries))
     }
+
+    /// The same with other tensors in place of those that training changes.
+    pub(crate) fn map_trainable(&self, mut make: impl FnMut(&Tensor) -> Result<Tensor>) -> Result<Self> {
+        let entries = (self.entries.iter())
+            .map(|Parameter { name, tensor, trainable }| {
+                let tensor = if *trainable { make(tensor)? } else { tensor.shallow_clone() };
+                Ok(Parameter { name: name.clone(), tensor, trainable: *trainable })
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self::from_entries(entries))
+    }
 }
 
 impl Source for Parameters {

@@ -101,6 +101,8 @@ static void test_defaults(void) {
     CHECK_NEAR(c.weight_decay, 0, 0);
     CHECK_NEAR(c.gradient_clip, 0, 0);
     CHECK_NEAR(c.ema_decay, 0, 0);
+    CHECK_INT(c.inference_precision, ==, DIFFUSION_PRECISION_F32);
+    CHECK_INT(c.deterministic, ==, 0);
 
     memset(&c, 0xA5, sizeof c);
     OK(diffusion_config_init_cifar10(&c));
@@ -564,6 +566,11 @@ static void test_config_integers(void) {
     BAD_CONFIG(c.mixed_precision = 3, "mixed_precision", "3", NULL);
     BAD_CONFIG(c.device = DIFFUSION_DEVICE_CPU;
                c.mixed_precision = DIFFUSION_PRECISION_F16, "mixed_precision", NULL, "CUDA");
+    BAD_CONFIG(c.inference_precision = -1, "inference_precision", "-1", NULL);
+    BAD_CONFIG(c.inference_precision = 4, "inference_precision", "4", NULL);
+    BAD_CONFIG(c.device = DIFFUSION_DEVICE_CPU;
+               c.inference_precision = DIFFUSION_PRECISION_F16, "inference_precision", NULL, "CUDA");
+    BAD_CONFIG(c.deterministic = 2, "deterministic", "2", NULL);
 }
 
 /* Entries of hidden_dims that are not used may hold anything; read back they are 0. */
@@ -949,8 +956,11 @@ static void test_values(void) {
                 "ddim_steps", value, "50");
         params = sample_params(1, wrong_steps[i], 0);
         if (wrong_steps[i] != 0) {
+            params.method = i % 2 == 0 ? DIFFUSION_METHOD_DDIM : DIFFUSION_METHOD_HEUN;
+            snprintf(value, sizeof value, "steps is %d", (int)wrong_steps[i]);
             REFUSED(diffusion_sample_with(process, &params, o.out, TINY_IMAGE * 4), INVALID, "steps", value,
                     "50");
+            CHECK(strncmp(diffusion_last_error_message(), value, strlen(value)) == 0);
         }
     }
     REFUSED(diffusion_sample_ddim(process, 1, 2, -0.5f, 0, o.out, TINY_IMAGE), INVALID, "eta", "-0.5", "1");

@@ -883,6 +883,8 @@ static void test_log(void) {
     diffusion_process *noisy, *clean;
     float table[TINY_STEPS];
     log_seen l;
+    diffusion_sample_params params;
+    float out[2 * TINY_IMAGE];
     char figure[16];
     SECTION("the log: a schedule that leaves some of the image");
     config.beta_schedule = DIFFUSION_SCHEDULE_LINEAR;
@@ -917,6 +919,26 @@ static void test_log(void) {
     l.process = clean;
     OK(diffusion_set_log_callback(clean, on_log, &l));
     CHECK_INT(l.warnings, ==, 0);
+
+    SECTION("the log: sampling that starts off pure noise");
+    OK(diffusion_get_schedule(clean, DIFFUSION_TABLE_SQRT_ALPHA_CUMPROD, table, TINY_STEPS));
+    params = sample_params(2, 3, 0);
+    OK(diffusion_sample_with(clean, &params, out, sizeof out)); /* trailing, as new processes have it */
+    CHECK_INT(l.warnings, ==, 0);
+    params.spacing = DIFFUSION_SPACING_LEADING; /* timesteps 32, 16 and 0 of 50 */
+    OK(diffusion_sample_with(clean, &params, out, sizeof out));
+    CHECK_INT(l.warnings, ==, 1);
+    CHECK(!l.right_thread);
+    CHECK_STATUS(l.reentrant, DIFFUSION_ERROR_INVALID_ARGUMENT);
+    snprintf(figure, sizeof figure, "%.3f", table[32]);
+    check_that(strstr(l.message, "timestep 32 of 50") != NULL && strstr(l.message, figure) != NULL, __FILE__,
+               __LINE__, "the warning does not say 32 of 50 and %s: %s", figure, l.message);
+    params.seed = 1;
+    OK(diffusion_sample_with(clean, &params, out, sizeof out)); /* the same again: said once */
+    CHECK_INT(l.warnings, ==, 1);
+    params.steps = 4; /* 36 of 50 */
+    OK(diffusion_sample_with(clean, &params, out, sizeof out));
+    CHECK_INT(l.warnings, ==, 2);
     OK(diffusion_destroy(clean));
 }
 

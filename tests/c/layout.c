@@ -17,7 +17,7 @@
     HOLDS(offsetof(type, field) == (offset) && sizeof(((type *)0)->field) == (bytes))
 
 #if UINTPTR_MAX == UINT64_MAX
-SIZE(diffusion_config, 240);
+SIZE(diffusion_config, 248);
 FIELD(diffusion_config, struct_size, 0, 4);
 FIELD(diffusion_config, image_size, 4, 4);
 FIELD(diffusion_config, channels, 8, 4);
@@ -55,6 +55,8 @@ FIELD(diffusion_config, min_snr_gamma, 208, 8);
 FIELD(diffusion_config, warmup_steps, 216, 8);
 FIELD(diffusion_config, decay_steps, 224, 8);
 FIELD(diffusion_config, accumulation_steps, 232, 8);
+FIELD(diffusion_config, inference_precision, 240, 4);
+FIELD(diffusion_config, deterministic, 244, 4);
 SIZE(diffusion_sample_params, 136);
 FIELD(diffusion_sample_params, struct_size, 0, 4);
 FIELD(diffusion_sample_params, method, 4, 4);
@@ -104,6 +106,7 @@ HOLDS(DIFFUSION_OPTIMIZER_ADAMW == 1);
 HOLDS(DIFFUSION_PRECISION_F32 == 0);
 HOLDS(DIFFUSION_PRECISION_F16 == 1);
 HOLDS(DIFFUSION_PRECISION_BF16 == 2);
+HOLDS(DIFFUSION_PRECISION_AUTO == 3);
 HOLDS(DIFFUSION_LOSS_MSE == 0);
 HOLDS(DIFFUSION_LOSS_HUBER == 1);
 HOLDS(DIFFUSION_CLASSES_AS_TIMESTEPS == -1);

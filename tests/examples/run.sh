@@ -237,11 +237,13 @@ if run "the C example of jobs" 0 "$jobs" "$trained"; then
     expect "writes two pictures" test "$(head -n 1 jobs.ppm)" = "P6 32 64 255"
     expect "of all their pixels" test "$(wc -c <jobs.ppm)" -eq $((13 + 32 * 64 * 3))
 fi
-if run "the 60 Hz loop" 0 "$realtime" --model "$trained" --count 5 --steps 12 --at-a-time 2; then
+if run "the 60 Hz loop" 0 "$realtime" --model "$trained" --count 5 --steps 12 --at-a-time 2 --out film.png; then
     expect "has each texture in the buffer once" test "$(grep 'is in the buffer' out | grep -o 'texture [0-9]*' | sort -u | wc -l)" -eq 5
     expect "counts every frame" test "$(sed -n 's/^\([0-9]*\) frames; .*/\1/p' out)" -eq \
         "$(awk '/^ *(<=|>) / { sum += $3 } END { print sum }' out)"
     expect "shows previews" grep -q '^[1-9][0-9]* previews' out
+    # 8 columns of 5 textures of 32 pixels, enlarged by 4, and margins of 4
+    expect "writes what was shown" test "$(od -An -tu1 -j16 -N8 film.png | tr -s ' ')" = " 0 0 4 36 0 0 2 152"
 fi
 fails "a model for the loop that is not there" "nowhere" "$realtime" --model nowhere
 fails "too many steps for the loop" "steps is 40" "$realtime" --model model --steps 40

@@ -305,8 +305,9 @@ func scene_changes() -> void:
 	check("scenes are replaced while they generate", true)
 
 
-# How long the plugin keeps the main thread: each call that a frame makes, in microseconds, while the model computes all
-# the time. A call that waited for a denoising step, some 20,000 of them, would be seen at the 99th percentile.
+# What the plugin does on the main thread in each frame, while the model computes all the time. That it never waits
+# for the model is what stuck.gd shows; here is how long its calls take, and how often they gave up the processor: a
+# lock that the model's thread held for a moment may do that now and then, waiting for the model would each time.
 func never_waits() -> void:
 	var generator := DiffusionGenerator.new() # not in the tree: polled here, by hand
 	generator.model_path = model
@@ -314,13 +315,11 @@ func never_waits() -> void:
 	generator.finished.connect(func(id: int, _image: Image) -> void: pending.erase(id))
 	generator.failed.connect(func(id: int, _code: int, _message: String) -> void: pending.erase(id))
 	var times := []
-	var frames := []
+	var waits := 0
 	var made := 0
-	var last := Time.get_ticks_usec()
 	while times.size() < 400:
+		var before := times_slept()
 		var start := Time.get_ticks_usec()
-		frames.append(start - last)
-		last = start
 		if pending.size() < 3:
 			made += 1
 			pending[generator.generate(made, 10)] = true
@@ -328,18 +327,25 @@ func never_waits() -> void:
 			generator.cancel(pending.keys()[0])
 		generator.poll()
 		times.append(Time.get_ticks_usec() - start)
+		if times_slept() > before:
+			waits += 1
 		await get_tree().process_frame
-	var start := Time.get_ticks_usec()
 	generator.free()
-	times.append(Time.get_ticks_usec() - start)
 	times.sort()
-	frames.sort()
-	print("plugin on the main thread, us a frame: median %d, 99th percentile %d, most %d" %
-		[times[times.size() / 2], times[times.size() * 99 / 100], times[-1]])
-	print("frames without a screen, us: median %d, 99th percentile %d, most %d" %
-		[frames[frames.size() / 2], frames[frames.size() * 99 / 100], frames[-1]])
+	print("plugin on the main thread, us a frame: median %d, 99th percentile %d, most %d; it slept in %d of %d frames" %
+		[times[times.size() / 2], times[times.size() * 99 / 100], times[-1], waits, times.size()])
 	check("images are made meanwhile", made > 3, made)
-	check("the main thread never waits", times[times.size() * 99 / 100] < 5000, times.slice(-8))
+	check("the main thread does not wait for them", waits < times.size() / 10, waits)
+
+
+# How often this thread has waited for something.
+func times_slept() -> int:
+	var status := FileAccess.open("/proc/thread-self/status", FileAccess.READ)
+	while not status.eof_reached():
+		var line := status.get_line()
+		if line.begins_with("voluntary_ctxt_switches:"):
+			return int(line.get_slice(":", 1))
+	return 0
 
 
 func load_cycles() -> void:

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Tests the Godot plugin: headless.gd without a screen; libraries that it must refuse; games that quit while it works;
-# and the demo's room on a virtual screen, whose picture room.gd looks at. Ends with "N passed, M failed".
+# Tests the Godot plugin: headless.gd without a screen; libraries that it must refuse, and one that never gets on; games
+# that quit while it works; and the demo's room on a virtual screen, whose picture room.gd looks at. Ends with "N passed,
+# M failed".
 #
 # Where no Godot can be had this says so loudly and passes. DIFFUSION_FRAME_MS=33 makes it fail if, on the virtual
 # screen, frames take longer than that at the 99th percentile while textures are made: for an idle machine.
@@ -107,6 +108,11 @@ sed -n 's/^    X(\(diffusion_[a-z_]*\)).*/\1/p' "$root/examples/godot/src/librar
 ${CC:-cc} -shared -fPIC -o "$work/libdiffusion.so.0" "$work/future.c" || exit 1
 DIFFUSION_LIB=$work play "a library of another version" "$work/project" --headless -- \
     refused "$model" 15 "has ABI version 99: this plugin needs 1"
+
+mkdir "$work/stuck"
+${CC:-cc} -shared -fPIC -I"$root/include" -o "$work/stuck/libdiffusion.so.0" "$root/tests/godot/stuck.c" || exit 1
+DIFFUSION_LIB=$work/stuck STUCK=$work/stuck play "a library that never gets on" "$work/project" --headless -- \
+    stuck "$model" "$work/stuck"
 
 # The room. -displayfd: Xvfb takes a number that is free, and says which once it listens.
 if [ -z "$xvfb" ]; then

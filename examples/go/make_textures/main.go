@@ -21,7 +21,6 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -55,7 +54,8 @@ type options struct {
 	count, columns int
 	method         diffusion.Method
 	steps          int
-	device         string
+	device         diffusion.Device
+	deviceIndex    int
 	seed           uint64
 	scale          int
 }
@@ -91,60 +91,45 @@ func run(ctx context.Context, arguments []string, stdout, stderr io.Writer) int 
 }
 
 func parse(arguments []string) (options, error) {
-	var o options
+	o := options{count: 16}
 	flags := flag.NewFlagSet("make_textures", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	flags.StringVar(&o.model, "model", "models/textures", "")
 	flags.StringVar(&o.out, "out", "textures.png", "")
-	flags.IntVar(&o.count, "count", 16, "")
-	flags.IntVar(&o.columns, "columns", 0, "")
+	flags.Func("count", "", within(&o.count, 1, 4096))
+	flags.Func("columns", "", within(&o.columns, 0, 4096))
 	flags.TextVar(&o.method, "method", diffusion.MethodDDIM, "")
-	flags.IntVar(&o.steps, "steps", 0, "")
-	flags.StringVar(&o.device, "device", "auto", "")
+	flags.Func("steps", "", within(&o.steps, 0, math.MaxInt32))
+	flags.Func("device", "", func(text string) (err error) {
+		o.device, o.deviceIndex, err = diffusion.ParseDevice(text)
+		return err
+	})
 	flags.Uint64Var(&o.seed, "seed", 0, "")
-	flags.IntVar(&o.scale, "scale", 0, "")
+	flags.Func("scale", "", within(&o.scale, 0, 64))
 	if err := flags.Parse(arguments); err != nil {
 		return o, err
 	}
 	if flags.NArg() > 0 {
 		return o, fmt.Errorf("%q is no option", flags.Arg(0))
 	}
-	for _, check := range []struct {
-		name               string
-		value, least, most int
-	}{
-		{"count", o.count, 1, 4096},
-		{"columns", o.columns, 0, 4096},
-		{"steps", o.steps, 0, math.MaxInt32},
-		{"scale", o.scale, 0, 64},
-	} {
-		if check.value < check.least || check.value > check.most {
-			return o, fmt.Errorf("--%s is %d: must be in %d..=%d", check.name, check.value, check.least, check.most)
-		}
-	}
 	return o, nil
 }
 
-// setDevice puts auto, cpu, cuda or cuda:N into a config.
-func setDevice(config *diffusion.Config, text string) error {
-	name, index, numbered := strings.Cut(text, ":")
-	err := config.Device.UnmarshalText([]byte(name))
-	if err == nil && numbered {
-		var n uint64
-		n, err = strconv.ParseUint(index, 10, 16)
-		config.DeviceIndex = int(n)
+// within makes an option of a whole number in least..=most.
+func within(value *int, least, most int) func(string) error {
+	return func(text string) error {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < least || n > most {
+			return fmt.Errorf("must be in %d..=%d", least, most)
+		}
+		*value = n
+		return nil
 	}
-	if err != nil || numbered && config.Device != diffusion.DeviceCUDA {
-		return fmt.Errorf("--device is %s: must be auto, cpu, cuda or cuda:N", text)
-	}
-	return nil
 }
 
 func makeTextures(ctx context.Context, o options, stdout, stderr io.Writer) error {
 	overrides := diffusion.DefaultConfig()
-	if err := setDevice(&overrides, o.device); err != nil {
-		return err
-	}
+	overrides.Device, overrides.DeviceIndex = o.device, o.deviceIndex
 	process, err := diffusion.Load(o.model, &overrides)
 	if err != nil {
 		return err

@@ -6,7 +6,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"strconv"
 	"strings"
 	"time"
 
@@ -80,21 +79,10 @@ func parseOptions(arguments []string, getenv func(string) string, stdout io.Writ
 	if o.log != "text" && o.log != "json" {
 		return o, fmt.Errorf("-log is %q: must be text or json", o.log)
 	}
-	return o, o.setDevice(device)
-}
-
-func (o *options) setDevice(text string) error {
-	name, index, numbered := strings.Cut(text, ":")
-	err := o.device.UnmarshalText([]byte(name))
-	if err == nil && numbered {
-		var n uint64
-		n, err = strconv.ParseUint(index, 10, 10)
-		o.deviceIndex = int(n)
+	if o.device, o.deviceIndex, err = diffusion.ParseDevice(device); err != nil {
+		return o, fmt.Errorf("-device: %w", err)
 	}
-	if err != nil || numbered && o.device != diffusion.DeviceCUDA {
-		return fmt.Errorf("-device is %q: must be auto, cpu, cuda or cuda:N", text)
-	}
-	return nil
+	return o, nil
 }
 
 // variable is the environment variable behind a flag: TEXTURE_MAX_SIZE for -max-size.

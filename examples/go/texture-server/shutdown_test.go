@@ -172,7 +172,7 @@ func TestOptions(t *testing.T) {
 	none := func(string) string { return "" }
 	for _, test := range []struct{ arguments, says string }{
 		{"-queue 0", "1..=4096"}, {"-max-steps -1", "-max-steps is -1"}, {"-threads 9999", "1024"}, {"-batch 0", "-batch"},
-		{"-grace -1s", "-grace"}, {"-device tpu", "-device is"}, {"-device cpu:1", "cuda:N"}, {"-log xml", "text or json"},
+		{"-grace -1s", "-grace"}, {"-device tpu", `device is "tpu"`}, {"-device cpu:1", "cuda:N"}, {"-log xml", "text or json"},
 		{"extra", `"extra" is no option`}, {"-nope", "nope"}, {"-queue x", "queue"}, {"-max-size 0", "4096"},
 	} {
 		if _, err := parseOptions(strings.Fields(test.arguments), none, io.Discard); err == nil || !strings.Contains(err.Error(), test.says) {

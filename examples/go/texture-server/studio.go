@@ -49,8 +49,8 @@ type studio struct {
 }
 
 func openStudio(o options, log *slog.Logger) (*studio, error) {
-	if version, err := diffusion.Version(); err != nil {
-		return nil, fmt.Errorf("%q: %w", version, err)
+	if _, err := diffusion.Version(); err != nil {
+		return nil, err // there is no library, or not the right one
 	}
 	digest, err := digest(o.model)
 	if err != nil {

@@ -148,73 +148,33 @@ static void method_poll(void *self, const GDExtensionConstTypePtr *arguments, GD
 }
 
 static const method methods[] = {
-    {"generate",
-     method_generate,
-     GDEXTENSION_VARIANT_TYPE_INT,
-     2,
-     {{GDEXTENSION_VARIANT_TYPE_INT, "seed", NULL}, {GDEXTENSION_VARIANT_TYPE_INT, "steps", NULL}},
-     1,
-     {20}},
-    {"cancel",
-     method_cancel,
-     GDEXTENSION_VARIANT_TYPE_INT,
-     1,
-     {{GDEXTENSION_VARIANT_TYPE_INT, "request_id", NULL}},
-     0,
-     {0}},
-    {"pending_count", method_pending_count, GDEXTENSION_VARIANT_TYPE_INT, 0, {{0}}, 0, {0}},
-    {"poll", method_poll, GDEXTENSION_VARIANT_TYPE_NIL, 0, {{0}}, 0, {0}},
+    {.name = "generate",
+     .function = method_generate,
+     .answer = GDEXTENSION_VARIANT_TYPE_INT,
+     .argument_count = 2,
+     .arguments = {{GDEXTENSION_VARIANT_TYPE_INT, "seed", NULL},
+                   {GDEXTENSION_VARIANT_TYPE_INT, "steps", NULL}},
+     .default_count = 1,
+     .defaults = {20}},
+    {.name = "cancel",
+     .function = method_cancel,
+     .answer = GDEXTENSION_VARIANT_TYPE_INT,
+     .argument_count = 1,
+     .arguments = {{GDEXTENSION_VARIANT_TYPE_INT, "request_id", NULL}}},
+    {.name = "pending_count", .function = method_pending_count, .answer = GDEXTENSION_VARIANT_TYPE_INT},
+    {.name = "poll", .function = method_poll},
 };
 
 /* ---- Properties: they hold for what is asked for afterwards. */
 
-static void get_model_path(void *self, const GDExtensionConstTypePtr *arguments, GDExtensionTypePtr answer) {
-    (void)arguments;
-    string_assign(answer, ((generator *)self)->model_path);
-}
-
-static void set_model_path(void *self, const GDExtensionConstTypePtr *arguments, GDExtensionTypePtr answer) {
-    generator *g = self;
-    (void)answer;
-    free(g->model_path);
-    g->model_path = utf8_of_string(arguments[0]);
-}
-
-#define INT_PROPERTY(name)                                                       \
-    static void get_##name(void *self, const GDExtensionConstTypePtr *arguments, \
-                           GDExtensionTypePtr answer) {                          \
-        (void)arguments;                                                         \
-        *(int64_t *)answer = ((generator *)self)->name;                          \
-    }                                                                            \
-    static void set_##name(void *self, const GDExtensionConstTypePtr *arguments, \
-                           GDExtensionTypePtr answer) {                          \
-        (void)answer;                                                            \
-        ((generator *)self)->name = *(const int64_t *)arguments[0];              \
-    }
-
-INT_PROPERTY(device)
-INT_PROPERTY(threads)
-INT_PROPERTY(method)
-
-static void get_previews(void *self, const GDExtensionConstTypePtr *arguments, GDExtensionTypePtr answer) {
-    (void)arguments;
-    *(GDExtensionBool *)answer = ((generator *)self)->previews;
-}
-
-static void set_previews(void *self, const GDExtensionConstTypePtr *arguments, GDExtensionTypePtr answer) {
-    (void)answer;
-    ((generator *)self)->previews = *(const GDExtensionBool *)arguments[0] != 0;
-}
-
-enum { HINT_NONE = 0, HINT_RANGE = 1, HINT_ENUM = 2, HINT_DIR = 14 }; /* PropertyHint */
-
 static const property properties[] = {
-    {"model_path", GDEXTENSION_VARIANT_TYPE_STRING, get_model_path, set_model_path, HINT_DIR, NULL},
-    {"method", GDEXTENSION_VARIANT_TYPE_INT, get_method, set_method, HINT_ENUM,
+    {"model_path", GDEXTENSION_VARIANT_TYPE_STRING, offsetof(generator, model_path), NULL, HINT_DIR, NULL},
+    {"method", GDEXTENSION_VARIANT_TYPE_INT, offsetof(generator, method), NULL, HINT_ENUM,
      "DDPM,DDIM,DPM-Solver++ 2M,DPM-Solver++ 2M SDE,UniPC,Euler,Heun"},
-    {"device", GDEXTENSION_VARIANT_TYPE_INT, get_device, set_device, HINT_ENUM, "Auto,CPU,CUDA"},
-    {"threads", GDEXTENSION_VARIANT_TYPE_INT, get_threads, set_threads, HINT_RANGE, "0,64,1,or_greater"},
-    {"previews", GDEXTENSION_VARIANT_TYPE_BOOL, get_previews, set_previews, HINT_NONE, NULL},
+    {"device", GDEXTENSION_VARIANT_TYPE_INT, offsetof(generator, device), NULL, HINT_ENUM, "Auto,CPU,CUDA"},
+    {"threads", GDEXTENSION_VARIANT_TYPE_INT, offsetof(generator, threads), NULL, HINT_RANGE,
+     "0,64,1,or_greater"},
+    {"previews", GDEXTENSION_VARIANT_TYPE_BOOL, offsetof(generator, previews), NULL, HINT_NONE, NULL},
 };
 
 #define REQUEST_ID {GDEXTENSION_VARIANT_TYPE_INT, "request_id", NULL}
@@ -241,10 +201,5 @@ const class_type generator_class = {
     .create = generator_create,
     .destroy = generator_destroy,
     .notification = generator_notification,
-    .methods = methods,
-    .method_count = COUNT(methods),
-    .properties = properties,
-    .property_count = COUNT(properties),
-    .signals = signals,
-    .signal_count = COUNT(signals),
+    CLASS_TABLES,
 };

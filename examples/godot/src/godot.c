@@ -120,11 +120,6 @@ char *utf8_of_string(GDExtensionConstStringPtr text) {
     return utf8;
 }
 
-void string_assign(GDExtensionTypePtr text, const char *utf8) {
-    end_string(text);
-    godot.string_new_with_utf8_chars(text, utf8);
-}
-
 char *utf8_of_variant(const variant *value) {
     string text;
     variant_into(GDEXTENSION_VARIANT_TYPE_STRING, &text, value);
@@ -225,9 +220,47 @@ static void describe_arguments(described *d, GDExtensionPropertyInfo *infos, con
     }
 }
 
+/* ---- Methods, and the fields behind properties */
+
+static void read_property(const property *p, const void *self, GDExtensionTypePtr answer) {
+    const char *field = (const char *)self + p->offset;
+    if (p->type == GDEXTENSION_VARIANT_TYPE_STRING) {
+        end_string(answer);
+        godot.string_new_with_utf8_chars(answer, *(char *const *)field);
+    } else if (p->type == GDEXTENSION_VARIANT_TYPE_BOOL) {
+        *(GDExtensionBool *)answer = *(const bool *)field;
+    } else {
+        *(int64_t *)answer = *(const int64_t *)field;
+    }
+}
+
+static void set_property(const property *p, void *self, GDExtensionConstTypePtr value) {
+    char *field = (char *)self + p->offset;
+    if (p->type == GDEXTENSION_VARIANT_TYPE_STRING) {
+        free(*(char **)field);
+        *(char **)field = utf8_of_string(value);
+    } else if (p->type == GDEXTENSION_VARIANT_TYPE_BOOL) {
+        *(bool *)field = *(const GDExtensionBool *)value != 0;
+    } else {
+        *(int64_t *)field = *(const int64_t *)value;
+    }
+    if (p->changed != NULL) p->changed(self);
+}
+
+static void invoke(const method *m, void *self, const GDExtensionConstTypePtr *arguments,
+                   GDExtensionTypePtr answer) {
+    if (m->property == NULL) {
+        m->function(self, arguments, answer);
+    } else if (m->argument_count == 0) {
+        read_property(m->property, self, answer);
+    } else {
+        set_property(m->property, self, arguments[0]);
+    }
+}
+
 static void call_typed(void *userdata, GDExtensionClassInstancePtr self,
                        const GDExtensionConstTypePtr *arguments, GDExtensionTypePtr answer) {
-    ((const method *)userdata)->function(self, arguments, answer);
+    invoke(userdata, self, arguments, answer);
 }
 
 /* The same from Variants, which scripts without types pass. */
@@ -260,7 +293,7 @@ static void call_untyped(void *userdata, GDExtensionClassInstancePtr self,
             values[i] = m->defaults[i - least];
         }
     }
-    m->function(self, pointers, &result);
+    invoke(m, self, pointers, &result);
     for (int i = 0; i < count; i++) {
         if (m->arguments[i].type == GDEXTENSION_VARIANT_TYPE_STRING) end_string(&values[i]);
     }
@@ -325,11 +358,9 @@ static void register_property(const string_name *class_name, const property *p) 
     all_accessors = a;
     snprintf(a->getter_name, sizeof a->getter_name, "get_%s", p->name);
     snprintf(a->setter_name, sizeof a->setter_name, "set_%s", p->name);
-    a->getter = (method){.name = a->getter_name, .function = p->get, .answer = p->type};
-    a->setter = (method){.name = a->setter_name,
-                         .function = p->set,
-                         .argument_count = 1,
-                         .arguments = {{p->type, p->name, NULL}}};
+    a->getter = (method){.name = a->getter_name, .property = p, .answer = p->type};
+    a->setter = (method){
+        .name = a->setter_name, .property = p, .argument_count = 1, .arguments = {{p->type, p->name, NULL}}};
     register_method(class_name, &a->getter);
     register_method(class_name, &a->setter);
 

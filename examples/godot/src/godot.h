@@ -71,9 +71,6 @@ void variant_end(variant *value);
 char *utf8_of_string(GDExtensionConstStringPtr string);
 char *utf8_of_variant(const variant *value);
 
-/* Replaces a String. */
-void string_assign(GDExtensionTypePtr string, const char *utf8);
-
 /* A new Image of RGBA8 pixels, size x size, rows from the top. */
 variant image_of_rgba8(const uint8_t *pixels, int64_t size);
 
@@ -102,6 +99,8 @@ enum { MAX_ARGUMENTS = 3 };
  */
 typedef void (*method_fn)(void *self, const GDExtensionConstTypePtr *arguments, GDExtensionTypePtr answer);
 
+struct property;
+
 typedef struct method {
     const char *name;
     method_fn function;
@@ -110,16 +109,21 @@ typedef struct method {
     argument arguments[MAX_ARGUMENTS];
     int default_count; /* the last so many arguments may be left out; all are of type INT */
     int64_t defaults[MAX_ARGUMENTS];
+    const struct property *property; /* the method reads or sets this, and has no function */
 } method;
 
-/* A property has the methods get_NAME and set_NAME. */
+/* A property is a field of the object's struct: char * (never NULL, owned by the object) for a STRING,
+ * int64_t for an INT, bool for a BOOL. It has the methods get_NAME and set_NAME. */
 typedef struct property {
     const char *name;
     GDExtensionVariantType type;
-    method_fn get, set;
-    uint32_t hint; /* PropertyHint of Godot */
+    size_t offset;
+    void (*changed)(void *self); /* or NULL: called after each set */
+    uint32_t hint;               /* PropertyHint of Godot */
     const char *hint_string;
 } property;
+
+enum { HINT_NONE = 0, HINT_RANGE = 1, HINT_ENUM = 2, HINT_DIR = 14 }; /* PropertyHint */
 
 typedef struct signal_type {
     const char *name;
@@ -139,6 +143,11 @@ typedef struct class_type {
     const signal_type *signals;
     int signal_count;
 } class_type;
+
+/* The tables of a class_type, where they are called methods, properties and signals. */
+#define CLASS_TABLES                                                              \
+    .methods = methods, .method_count = COUNT(methods), .properties = properties, \
+    .property_count = COUNT(properties), .signals = signals, .signal_count = COUNT(signals)
 
 void godot_register(const class_type *type);
 void godot_unregister(const class_type *type);

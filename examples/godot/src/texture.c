@@ -121,57 +121,28 @@ static void method_poll(void *self, const GDExtensionConstTypePtr *arguments, GD
 }
 
 static const method methods[] = {
-    {"generate", method_generate, GDEXTENSION_VARIANT_TYPE_NIL, 0, {{0}}, 0, {0}},
-    {"cancel", method_cancel, GDEXTENSION_VARIANT_TYPE_NIL, 0, {{0}}, 0, {0}},
-    {"is_generating", method_is_generating, GDEXTENSION_VARIANT_TYPE_BOOL, 0, {{0}}, 0, {0}},
-    {"poll", method_poll, GDEXTENSION_VARIANT_TYPE_NIL, 0, {{0}}, 0, {0}},
+    {.name = "generate", .function = method_generate},
+    {.name = "cancel", .function = method_cancel},
+    {.name = "is_generating", .function = method_is_generating, .answer = GDEXTENSION_VARIANT_TYPE_BOOL},
+    {.name = "poll", .function = method_poll},
 };
 
 /* ---- Properties */
 
 /* Several properties set in a row, as when a scene is loaded, make one image. May be called on a loading
  * thread. */
-static void queue(texture *t) {
+static void queue(void *self) {
+    texture *t = self;
     if (t->model_path[0] == '\0' || t->queued) return;
     t->queued = true;
     godot_do(t->object, "call_deferred", variant_of_string("generate"));
 }
 
-static void get_model_path(void *self, const GDExtensionConstTypePtr *arguments, GDExtensionTypePtr answer) {
-    (void)arguments;
-    string_assign(answer, ((texture *)self)->model_path);
-}
-
-static void set_model_path(void *self, const GDExtensionConstTypePtr *arguments, GDExtensionTypePtr answer) {
-    texture *t = self;
-    (void)answer;
-    free(t->model_path);
-    t->model_path = utf8_of_string(arguments[0]);
-    queue(t);
-}
-
-#define INT_PROPERTY(name)                                                       \
-    static void get_##name(void *self, const GDExtensionConstTypePtr *arguments, \
-                           GDExtensionTypePtr answer) {                          \
-        (void)arguments;                                                         \
-        *(int64_t *)answer = ((texture *)self)->name;                            \
-    }                                                                            \
-    static void set_##name(void *self, const GDExtensionConstTypePtr *arguments, \
-                           GDExtensionTypePtr answer) {                          \
-        (void)answer;                                                            \
-        ((texture *)self)->name = *(const int64_t *)arguments[0];                \
-        queue(self);                                                             \
-    }
-
-INT_PROPERTY(seed)
-INT_PROPERTY(steps)
-
-enum { HINT_RANGE = 1, HINT_DIR = 14 }; /* PropertyHint */
-
 static const property properties[] = {
-    {"model_path", GDEXTENSION_VARIANT_TYPE_STRING, get_model_path, set_model_path, HINT_DIR, NULL},
-    {"seed", GDEXTENSION_VARIANT_TYPE_INT, get_seed, set_seed, 0, NULL},
-    {"steps", GDEXTENSION_VARIANT_TYPE_INT, get_steps, set_steps, HINT_RANGE, "1,100,1,or_greater"},
+    {"model_path", GDEXTENSION_VARIANT_TYPE_STRING, offsetof(texture, model_path), queue, HINT_DIR, NULL},
+    {"seed", GDEXTENSION_VARIANT_TYPE_INT, offsetof(texture, seed), queue, HINT_NONE, NULL},
+    {"steps", GDEXTENSION_VARIANT_TYPE_INT, offsetof(texture, steps), queue, HINT_RANGE,
+     "1,100,1,or_greater"},
 };
 
 static const signal_type signals[] = {
@@ -186,10 +157,5 @@ const class_type texture_class = {
     .parent = "ImageTexture",
     .create = texture_create,
     .destroy = texture_destroy,
-    .methods = methods,
-    .method_count = COUNT(methods),
-    .properties = properties,
-    .property_count = COUNT(properties),
-    .signals = signals,
-    .signal_count = COUNT(signals),
+    CLASS_TABLES,
 };
