@@ -42,8 +42,10 @@ def good(result, name):
 
 def fastest(result):
     """(ratio of the medians, title) of the peer that takes the least time; None without one."""
-    peers = [(good(result, name)["ratio"]["median"], TITLES[name]) for name in TITLES if name != OURS and good(result, name)]
-    return min(peers) if peers and good(result, OURS) else None
+    peers = [name for name in TITLES if name != OURS and good(result, name)]
+    if not peers or not good(result, OURS):
+        return None
+    return min((good(result, name)["ratio"]["median"], TITLES[name]) for name in peers)
 
 
 def times(results):
@@ -139,7 +141,7 @@ def document(results, facts):
         for task, title in TASKS.items():
             found = [(case, result) for case, result in results if (case.task, case.device) == (task, device)]
             if found:
-                parts += [f"### {title.capitalize()}{where}", times(found)]
+                parts += [f"### {title[0].upper()}{title[1:]}{where}", times(found)]
                 parts += [f"Peak memory{where}, MiB:", memory(found)]
     if failures(results):
         parts += ["Not measured:", "\n".join(failures(results))]
