@@ -91,7 +91,8 @@ demo: build/examples/make_textures ## Sample 16 textures from the model in model
 export OMP_WAIT_POLICY ?= passive
 
 # Each target below can be run alone.
-test: check test-setup test-rust test-c test-cpp test-examples test-go test-go-checks test-server test-godot test-quality test-install ## Everything that CI runs
+test: check test-setup test-rust test-c test-cpp test-faults test-threads test-soak test-examples test-go test-go-checks \
+	test-server test-godot test-quality test-bench test-install test-crate ## Everything that CI runs
 	@echo "all tests passed"
 
 check: $(LIBTORCH_READY) ## Formatting and lints
@@ -223,8 +224,25 @@ build/benches/%: benches/%.cpp $(CXX_HEADERS) $(LIBRARY)
 	@mkdir -p $(@D)
 	$(CXX) $(CXXFLAGS) -std=c++17 $(WARNINGS) -Wconversion $< $(LINK) -pthread -o $@
 
-bench: export OMP_WAIT_POLICY := active
-bench: build/benches/calls ## What a call costs, as ratios; keep the machine idle
+.venv-bench/installed: tools/bench/requirements.txt tools/bench/requirements-test.txt
+	test -d .venv-bench || $(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install -q -r tools/bench/requirements.txt
+	@touch $@
+
+# A part, for a look: make bench BENCH_FLAGS="--quick --cases 'step-cifar10-*-1'"
+bench: build/benches/contestant build/benches/peak build/benches/calls .venv-bench/installed ## Ours beside its peers (5 GB into .venv-bench); keep the machine idle
+	.venv-bench/bin/python tools/bench $(BENCH_FLAGS)
+
+.venv-bench-test/installed: tools/bench/requirements-test.txt
+	$(PYTHON) -m pip install -q --disable-pip-version-check --upgrade --target .venv-bench-test -r $<
+	@touch $@
+
+.PHONY: bench-calls test-bench
+test-bench: .venv-bench-test/installed ## The bench's figures, tables, protocol and counts; needs no PyTorch
+	PYTHONPATH=$(CURDIR)/.venv-bench-test $(PYTHON) -m unittest discover -s tests/bench
+
+bench-calls: export OMP_WAIT_POLICY := active
+bench-calls: build/benches/calls ## What a call costs, as ratios; keep the machine idle
 	build/benches/calls
 
 goldens: ## Make tests/goldens afresh from PyTorch and diffusers (5 GB into .venv-goldens) and compare

@@ -1,11 +1,18 @@
 // What a call costs beside the arithmetic: the fixed cost of the way from C to the process's thread and back,
-// and what many threads that ask for one image each pay compared with one call for all. Prints ratios taken
-// in one run.
+// what many threads that ask for one image each pay compared with one call for all, and when an image is
+// ready that is asked for while others are being made. Prints ratios taken in one run; each checks first that
+// the images are the same.
+//
+//     calls [THREADS]    THREADS: that compute, 0 (the default): as many as the library chooses
 
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
+#include <cstring>
 #include <functional>
+#include <stdexcept>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -13,80 +20,136 @@
 
 namespace {
 
+using Floats = std::vector<float>;
+
 double seconds(const std::function<void()> &body) {
     const auto start = std::chrono::steady_clock::now();
     body();
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-// Least and median time of runs of a body, after one that is not counted.
 struct Times {
     double least, median;
 };
 
-Times times(int runs, const std::function<void()> &body) {
-    body();
-    std::vector<double> all;
-    for (int i = 0; i < runs; i++)
-        all.push_back(seconds(body));
-    std::sort(all.begin(), all.end());
-    return {all.front(), all[all.size() / 2]};
+Times of(std::vector<double> values) {
+    std::sort(values.begin(), values.end());
+    return {values.front(), values[values.size() / 2]};
 }
 
-void fixed_cost(diffusion::Process &process, std::size_t image) {
-    const std::vector<float> images(image, 0.5F);
+// The requests of this program: DDIM in so many steps, image i from seeds[i].
+diffusion::SampleParams request(std::vector<std::uint64_t> seeds, int steps) {
+    diffusion::SampleParams params;
+    params.num_samples = seeds.size();
+    params.seeds = std::move(seeds);
+    params.steps = steps;
+    return params;
+}
+
+std::vector<std::uint64_t> seeds_to(std::size_t count) {
+    std::vector<std::uint64_t> seeds(count);
+    for (std::size_t i = 0; i < count; i++)
+        seeds[i] = i;
+    return seeds;
+}
+
+void require_same(const Floats &a, const Floats &b, const std::string &what) {
+    if (a.size() != b.size() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) != 0)
+        throw std::runtime_error(what + ": the images are not the same bit for bit");
+}
+
+void fixed_cost(diffusion::Process &process) {
+    const std::size_t image = process.image_len();
+    const Floats images(image, 0.5F);
     const std::vector<std::int64_t> timesteps{500};
-    std::vector<float> noisy(image), noise(image);
-    const Times t = times(2000, [&] { process.add_noise(images, timesteps, 7, noisy, noise); });
-    std::printf(
-        "add_noise of one 3x32x32 image, C++ to C++: median %.1f us, least %.1f us (goal: median below 50)\n",
-        t.median * 1e6, t.least * 1e6);
+    Floats noisy(image), noise(image);
+    std::vector<double> all;
+    for (int i = 0; i < 2000; i++)
+        all.push_back(seconds([&] { process.add_noise(images, timesteps, 7, noisy, noise); }));
+    const Times t = of(all);
+    std::printf("add_noise of one image, C++ to C++: median %.1f us, least %.1f us (goal: median below 50)\n",
+                t.median * 1e6, t.least * 1e6);
 }
 
-void concurrency(diffusion::Process &process, std::size_t image, int requests, int steps) {
-    std::vector<float> whole(image * static_cast<std::size_t>(requests)), apart(whole.size());
-    const auto one_call = [&] {
-        process.sample_ddim(static_cast<std::size_t>(requests), steps, 0.0F, 1, whole);
-    };
+// Threads that ask for one image each, all at once, against one call for all.
+void concurrency(diffusion::Process &process, std::size_t requests, int steps, int rounds, double goal) {
+    Floats together, apart(requests * process.image_len());
+    const auto one_call = [&] { together = process.sample_with(request(seeds_to(requests), steps)); };
     const auto many_threads = [&] {
         std::vector<std::thread> threads;
-        for (int i = 0; i < requests; i++) {
+        for (std::size_t i = 0; i < requests; i++) {
             threads.emplace_back([&, i] {
-                const diffusion::span<float> out(apart.data() + image * static_cast<std::size_t>(i), image);
-                process.sample_ddim(1, steps, 0.0F, static_cast<std::uint64_t>(i), out);
+                const std::size_t image = process.image_len();
+                process.sample_into(request({i}, steps),
+                                    diffusion::span<float>(apart.data() + i * image, image));
             });
         }
         for (std::thread &thread : threads)
             thread.join();
     };
-    std::vector<double> ratios;
     one_call();
     many_threads();
-    for (int i = 0; i < 5; i++) {
-        const double together = seconds(one_call);
-        ratios.push_back(seconds(many_threads) / together);
+    require_same(together, apart, "one call against many threads");
+    std::vector<double> ratios;
+    for (int i = 0; i < rounds; i++) {
+        const double whole = seconds(one_call);
+        ratios.push_back(seconds(many_threads) / whole);
     }
-    std::sort(ratios.begin(), ratios.end());
+    const Times t = of(ratios);
     std::printf(
-        "%d threads, one image each, against one call for %d (%d steps): median ratio %.2f, least %.2f "
-        "(goal: "
-        "below 1.3)\n",
-        requests, requests, steps, ratios[2], ratios[0]);
+        "%zu threads, one image each, against one call for %zu (%d steps): takes median %.2f, least %.2f "
+        "times as long "
+        "(goal: at most %.2f); the images are the same bit for bit\n",
+        requests, requests, steps, t.median, t.least, goal);
+}
+
+// One image is asked for while a batch is under way: until it is ready, against starting the batch anew with
+// it.
+void late_joiner(diffusion::Process &process, std::size_t batch, int steps, int rounds) {
+    const diffusion::SampleParams before = request(seeds_to(batch), steps);
+    const diffusion::SampleParams late = request({batch}, steps);
+    const diffusion::SampleParams anew = request(seeds_to(batch + 1), steps);
+    for (const int quarter : {1, 2, 3}) {
+        std::vector<double> ratios;
+        for (int i = 0; i <= rounds; i++) {
+            diffusion::Job running = process.submit(before);
+            const std::uint64_t joined_at = batch * static_cast<std::uint64_t>(steps * quarter / 4);
+            while (running.progress().done < joined_at)
+                std::this_thread::sleep_for(std::chrono::microseconds(200));
+            Floats image;
+            const double joined = seconds([&] { image = process.sample_with(late); });
+            const Floats first = running.get();
+            Floats all;
+            const double restarted = seconds([&] { all = process.sample_with(anew); });
+            Floats expected(first);
+            expected.insert(expected.end(), image.begin(), image.end());
+            require_same(all, expected, "a late joiner against a batch begun with it");
+            if (i > 0) ratios.push_back(joined / restarted);
+        }
+        const Times t = of(ratios);
+        std::printf(
+            "an image that joins %zu others after %d of %d steps is ready after median %.2f, least %.2f of "
+            "the "
+            "time of the batch begun anew with it (goal: at most 1)\n",
+            batch, steps * quarter / 4, steps, t.median, t.least);
+    }
 }
 
 }  // namespace
 
-int main() {
+int main(int argc, char **argv) {
     try {
         std::printf("%s\n", diffusion::version().c_str());
         diffusion::Config config;
-        config.hidden_dims[0] = 32;
-        config.hidden_dims[1] = 64;
-        config.hidden_dims[2] = 128;
+        config.set_hidden_dims({32, 64, 128});
+        config.num_threads = argc > 1 ? std::atoi(argv[1]) : 0;
+        config.device = DIFFUSION_DEVICE_CPU;
         diffusion::Process process(config);
-        const std::size_t image = 3 * 32 * 32;
-        fixed_cost(process, image);
-        concurrency(process, image, 64, 20);
+        std::printf("images of 3x%dx%d, widths 32, 64, 128\n", config.image_size, config.image_size);
+        fixed_cost(process);
+        concurrency(process, 32, 20, 5, 1.15);
+        concurrency(process, 64, 20, 3, 1.3);
+        late_joiner(process, 8, 20, 5);
         return 0;
     } catch (const std::exception &error) {
         std::fprintf(stderr, "%s\n", error.what());
