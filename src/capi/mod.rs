@@ -18,5 +18,7 @@ pub mod jobs;
 pub mod lifecycle;
 pub mod parameters;
 pub mod status;
+#[cfg(test)]
+mod tests;
 pub mod training;
 pub mod types;

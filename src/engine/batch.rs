@@ -10,6 +10,7 @@ use std::sync::Arc;
 use tch::{Kind, Tensor};
 
 use super::job::Job;
+use super::model::Batching;
 use crate::memory;
 use crate::noise::Stream;
 use crate::process::{to_vec, DiffusionProcess};
@@ -40,7 +41,7 @@ struct Waiting {
 }
 
 /// All images in flight and those that wait for room.
-pub(super) struct Batch {
+pub struct Batch {
     lanes: Vec<Lane>,
     waiting: VecDeque<Waiting>,
     capacity: usize,
@@ -52,17 +53,18 @@ impl Batch {
     pub(super) fn new(capacity: usize) -> Self {
         Batch { lanes: Vec::new(), waiting: VecDeque::new(), capacity, chunk: capacity }
     }
+}
 
-    pub(super) fn is_empty(&self) -> bool {
+impl Batching<DiffusionProcess> for Batch {
+    fn is_empty(&self) -> bool {
         self.lanes.is_empty() && self.waiting.is_empty()
     }
 
-    pub(super) fn add(&mut self, job: Arc<Job>) {
+    fn add(&mut self, job: Arc<Job>) {
         self.waiting.push_back(Waiting { job, next: 0 });
     }
 
-    /// Ends every job in the batch with an error.
-    pub(super) fn fail_all(&mut self, error: &Error) {
+    fn fail_all(&mut self, error: &Error) {
         let lanes = self.lanes.drain(..).flat_map(|lane| lane.images).map(|image| image.job);
         for job in lanes.chain(self.waiting.drain(..).map(|waiting| waiting.job)) {
             job.end(Err(error.clone()));
@@ -70,7 +72,7 @@ impl Batch {
     }
 
     /// One denoising step of everything in flight, after letting in what waits and dropping what has ended.
-    pub(super) fn step(&mut self, process: &DiffusionProcess) {
+    fn step(&mut self, process: &DiffusionProcess) {
         let outcome = self.drop_ended().and_then(|()| {
             self.admit(process);
             if self.lanes.is_empty() {
@@ -82,7 +84,9 @@ impl Batch {
             self.fail_all(&error);
         }
     }
+}
 
+impl Batch {
     fn drop_ended(&mut self) -> Result<()> {
         self.waiting.retain(|waiting| !waiting.job.has_ended());
         for lane in &mut self.lanes {
