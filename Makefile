@@ -206,7 +206,7 @@ MODEL_FLAGS := --scale-down 2 --size 32 --hidden-dims 32,64,128 --augment wrap,f
 
 # --- Fuzzing and sanitizers (docs/TESTING.md) -------------------------------------------------------------------------
 
-.PHONY: fuzz test-fuzz sanitize test-sanitize
+.PHONY: fuzz test-fuzz sanitize test-sanitize test-miri
 SANITIZED := build/sanitize/libdiffusion.so
 
 $(SANITIZED): $(RUST_SOURCES) scripts/build_sanitized.sh $(LIBTORCH_READY)
@@ -223,6 +223,16 @@ test-fuzz: build/fuzz/abi build/fuzz/checkpoint ## Two minutes of fuzzing throug
 
 fuzz: build/fuzz/abi build/fuzz/checkpoint ## An hour of it (FUZZ_SECONDS: another time)
 	tests/fuzz/run.sh $(or $(FUZZ_SECONDS),3600)
+
+test-sanitize: $(SANITIZED) ## C tests and library under the address and undefined-behaviour sanitizers: those of seconds
+	tests/sanitize/run.sh short
+
+sanitize: $(SANITIZED) $(LIBRARY) ## All C and C++ tests so, Miri with many schedules, valgrind (half an hour)
+	tests/sanitize/run.sh long
+	scripts/miri.sh 64
+
+test-miri: $(LIBTORCH_READY) ## The boundary, the handles and the engine's threads under Miri
+	scripts/miri.sh 4
 
 # --- Installing and releasing (docs/INSTALL.md) -----------------------------------------------------------------------
 

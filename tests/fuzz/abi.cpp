@@ -1131,7 +1131,8 @@ class World {
         }
         made.given =
             make_struct(bytes_, params, defaults, offsetof(diffusion_sample_params, seeds), made.size);
-        if (made.endless && made.given.seen.timeout_ms != params.timeout_ms) {  // a struct too short to say so
+        if (made.endless &&
+            made.given.seen.timeout_ms != params.timeout_ms) {  // a struct too short to say so
             const size_t one = 1, at = offsetof(diffusion_sample_params, num_samples);
             if (made.given.memory->size() >= at + sizeof one)
                 std::memcpy(made.given.memory->data() + at, &one, sizeof one);
