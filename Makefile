@@ -261,6 +261,36 @@ model: build/examples/train_textures data/freedoom/SOURCE.txt ## Train models/te
 MODEL_FLAGS := --scale-down 2 --size 32 --hidden-dims 32,64,128 --augment wrap,flip --steps 4000 --batch 32 \
 	--learning-rate 0.0005 --warmup 200 --cosine-decay --ema 0.999 --clip 1 --prediction velocity --precision bf16 --seed 1
 
+# --- Fuzzing and sanitizers (docs/TESTING.md) -------------------------------------------------------------------------
+
+.PHONY: fuzz test-fuzz sanitize test-sanitize test-miri
+SANITIZED := build/sanitize/libdiffusion.so
+
+$(SANITIZED): $(RUST_SOURCES) scripts/build_sanitized.sh $(LIBTORCH_READY)
+	scripts/build_sanitized.sh build/sanitize
+	@touch -h $@
+
+build/fuzz/%: tests/fuzz/%.cpp tests/fuzz/harness.hpp include/diffusion.h $(SANITIZED)
+	@mkdir -p $(@D)
+	clang++-19 -g -O1 -std=c++17 $(WARNINGS) -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -Iinclude $< \
+		-Lbuild/sanitize -ldiffusion -Wl,-rpath,$(CURDIR)/build/sanitize -o $@
+
+test-fuzz: build/fuzz/abi build/fuzz/checkpoint ## Two minutes of fuzzing through the C ABI and of damaged checkpoints
+	tests/fuzz/run.sh 100
+
+fuzz: build/fuzz/abi build/fuzz/checkpoint ## An hour of it (FUZZ_SECONDS: another time)
+	tests/fuzz/run.sh $(or $(FUZZ_SECONDS),3600)
+
+test-sanitize: $(SANITIZED) ## C tests and library under the address and undefined-behaviour sanitizers: those of seconds
+	tests/sanitize/run.sh short
+
+sanitize: $(SANITIZED) $(LIBRARY) ## All C and C++ tests so, Miri with many schedules, valgrind (half an hour)
+	tests/sanitize/run.sh long
+	scripts/miri.sh 64
+
+test-miri: $(LIBTORCH_READY) ## The boundary, the handles and the engine's threads under Miri
+	scripts/miri.sh 4
+
 # --- Installing and releasing (docs/INSTALL.md) -----------------------------------------------------------------------
 
 PREFIX ?= /usr/local

@@ -34,11 +34,28 @@ fn header(path: &Path) {
     println!("cargo:rustc-env=DIFFUSION_GENERATED_HEADER={}", path.display());
 }
 
+/// Has the C++ parts compiled with the sanitizers that DIFFUSION_SANITIZE names, such as "address,undefined"
+/// (scripts/build_sanitized.sh).
+fn sanitize(build: &mut cc::Build) {
+    println!("cargo:rerun-if-env-changed=DIFFUSION_SANITIZE");
+    if let Ok(names) = env::var("DIFFUSION_SANITIZE") {
+        build
+            .flag(format!("-fsanitize={names}"))
+            .flag("-fno-sanitize-recover=all")
+            // Needs the C++ runtime in a C program.
+            .flag("-fno-sanitize=vptr")
+            .flag("-fno-omit-frame-pointer")
+            .flag("-g1");
+    }
+}
+
 /// What libtorch has and tch lacks (src/torch/shim.cpp, gpu.cpp).
 fn shim(libtorch: &Path) {
     println!("cargo:rerun-if-changed=src/torch");
     println!("cargo:rerun-if-env-changed=LIBTORCH");
-    cc::Build::new()
+    let mut build = cc::Build::new();
+    sanitize(&mut build);
+    build
         .cpp(true)
         .pic(true)
         .std("c++17")
@@ -60,6 +77,7 @@ fn kernels() {
     let compiler = || {
         let mut build = cc::Build::new();
         build.cpp(true).pic(true).std("c++17").warnings(true).opt_level(3).flag("-fvisibility=hidden");
+        sanitize(&mut build);
         build
     };
     let sets: [(&str, &[&str]); 3] = [

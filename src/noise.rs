@@ -199,7 +199,7 @@ fn ln(u: f64) -> f64 {
     let biased = (u.to_bits() + (ONE - SQRT_HALF)) >> 52;
     // An integer below 2^52 put into the mantissa of 2^52: the conversion that every vector unit has.
     let k = f64::from_bits(biased | TWO_52) - (4_503_599_627_370_496.0 + 1023.0);
-    let m = f64::from_bits(u.to_bits() - (biased << 52) + ONE);
+    let m = f64::from_bits(u.to_bits() + ONE - (biased << 52));
     let s = (m - 1.0) / (m + 1.0);
     let z = s * s;
     let tail = horner(z, [1.0 / 15.0, 1.0 / 13.0, 1.0 / 11.0, 1.0 / 9.0, 1.0 / 7.0, 1.0 / 5.0, 1.0 / 3.0]);

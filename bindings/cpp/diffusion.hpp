@@ -394,7 +394,7 @@ struct SampleParams {
         class_labels;              ///< of a network with classes: the class of each image; else empty
     std::int32_t steps = 0;        ///< denoising steps, 1..=noise_steps; 0: the method's default
     std::int32_t spacing = 0;      ///< DIFFUSION_SPACING_* or DIFFUSION_DEFAULT
-    double eta = 0;                ///< DDIM's eta in [0, 1]
+    double eta = 0;                ///< DDIM's and Euler's randomness, in [0, 1]
     std::int32_t variance = 0;     ///< DIFFUSION_VARIANCE_* or DIFFUSION_DEFAULT
     std::int32_t clip_sample = 0;  ///< 0, 1 or DIFFUSION_DEFAULT
     bool use_clipped_model_output = false;  ///< DDIM: recompute the noise from the clipped estimate

@@ -665,7 +665,8 @@ typedef struct diffusion_sample_params {
      */
     int32_t spacing;
     /**
-     * DDIM's eta in [0, 1]: 0 is deterministic, 1 is as random as DDPM. Ignored by other methods. Default 0.
+     * In [0, 1], DDIM's and Euler's randomness: with 0 they are deterministic, with 1 DDIM is as random as DDPM and Euler
+     * is its ancestral form. Without effect on other methods. Default 0.
      */
     double eta;
     /**

@@ -41,10 +41,22 @@ pub(crate) fn call(body: impl FnOnce() -> Result<()>) -> i32 {
 
 /// Keeps an error's message for this thread and returns its status.
 fn remember(error: &Error) -> i32 {
-    let text = error.to_string().replace('\0', "?");
+    let text = one_line(&error.to_string());
     // A thread that is being torn down has no place for a message; the status alone must do then.
     let _ = LAST_ERROR.try_with(|slot| *slot.borrow_mut() = CString::new(text).unwrap_or_default());
     status_of(error)
+}
+
+/// A text whose control characters stand there as escapes: names out of files and paths may hold anything.
+fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character.is_control() {
+            true => line.extend(character.escape_default()),
+            false => line.push(character),
+        }
+    }
+    line
 }
 
 /// The pointer behind `diffusion_last_error_message`.

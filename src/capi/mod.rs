@@ -22,5 +22,7 @@ pub mod parameters;
 #[cfg(feature = "reserve")]
 mod reserve;
 pub mod status;
+#[cfg(test)]
+mod tests;
 pub mod training;
 pub mod types;

@@ -322,7 +322,8 @@ pub struct diffusion_sample_params {
     pub steps: i32,
     /// One of DIFFUSION_SPACING_*, or DIFFUSION_DEFAULT. Default DIFFUSION_DEFAULT.
     pub spacing: i32,
-    /// DDIM's eta in [0, 1]: 0 is deterministic, 1 is as random as DDPM. Ignored by other methods. Default 0.
+    /// In [0, 1], DDIM's and Euler's randomness: with 0 they are deterministic, with 1 DDIM is as random as DDPM and Euler
+    /// is its ancestral form. Without effect on other methods. Default 0.
     pub eta: f64,
     /// DDPM's variance: one of DIFFUSION_VARIANCE_*, or DIFFUSION_DEFAULT. Default DIFFUSION_DEFAULT.
     pub variance: i32,

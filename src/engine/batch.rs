@@ -10,11 +10,11 @@ use std::sync::Arc;
 use tch::{Kind, Tensor};
 
 use super::job::Job;
+use super::model::Batching;
 use crate::memory;
 use crate::noise::Stream;
 use crate::process::{to_vec, DiffusionProcess};
 use crate::sampler::{Sampler, SamplerParams};
-use crate::schedule::NoiseSchedule;
 use crate::torch::cuda::upload;
 use crate::{Error, Result};
 
@@ -44,7 +44,7 @@ struct Waiting {
 }
 
 /// All images in flight and those that wait for room.
-pub(super) struct Batch {
+pub struct Batch {
     lanes: Vec<Lane>,
     waiting: VecDeque<Waiting>,
     capacity: usize,
@@ -58,29 +58,28 @@ impl Batch {
     pub(super) fn new(capacity: usize) -> Self {
         Batch { lanes: Vec::new(), waiting: VecDeque::new(), capacity, chunk: capacity, said: HashSet::new() }
     }
+}
 
-    pub(super) fn is_empty(&self) -> bool {
+impl Batching<DiffusionProcess> for Batch {
+    fn is_empty(&self) -> bool {
         self.lanes.is_empty() && self.waiting.is_empty()
     }
 
-    pub(super) fn add(&mut self, job: Arc<Job>) {
+    fn add(&mut self, job: Arc<Job>) {
         self.waiting.push_back(Waiting { job, next: 0, checked: false });
     }
 
-    /// What is to be said about the jobs that have come since the last call: each thing once, since a service asks
-    /// for the same again and again.
-    pub(super) fn warnings(&mut self, schedule: &NoiseSchedule) -> Vec<String> {
+    fn warnings(&mut self, process: &DiffusionProcess) -> Vec<String> {
         let mut lines = Vec::new();
         for waiting in self.waiting.iter_mut().filter(|waiting| !waiting.checked) {
             waiting.checked = true;
-            let line = waiting.job.sampler.warning(schedule);
+            let line = waiting.job.sampler.warning(process.schedule());
             lines.extend(line.filter(|line| self.said.insert(line.clone())));
         }
         lines
     }
 
-    /// Ends every job in the batch with an error.
-    pub(super) fn fail_all(&mut self, error: &Error) {
+    fn fail_all(&mut self, error: &Error) {
         let lanes = self.lanes.drain(..).flat_map(|lane| lane.images).map(|image| image.job);
         for job in lanes.chain(self.waiting.drain(..).map(|waiting| waiting.job)) {
             job.end(Err(error.clone()));
@@ -88,7 +87,7 @@ impl Batch {
     }
 
     /// One denoising step of everything in flight, after letting in what waits and dropping what has ended.
-    pub(super) fn step(&mut self, process: &DiffusionProcess) {
+    fn step(&mut self, process: &DiffusionProcess) {
         let outcome = self.drop_ended().and_then(|()| {
             self.admit(process);
             if self.lanes.is_empty() {
@@ -100,7 +99,9 @@ impl Batch {
             self.fail_all(&error);
         }
     }
+}
 
+impl Batch {
     fn drop_ended(&mut self) -> Result<()> {
         self.waiting.retain(|waiting| !waiting.job.has_ended());
         for lane in &mut self.lanes {

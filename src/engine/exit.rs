@@ -8,27 +8,38 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Once, PoisonError, Weak};
 
-use super::Shared;
-use crate::torch;
+use super::{Model, Shared};
 
-static LIVE: Mutex<Vec<Weak<Shared>>> = Mutex::new(Vec::new());
+/// A worker that can be stopped.
+trait Stop: Send + Sync {
+    fn stop(&self);
+}
+
+impl<M: Model> Stop for Shared<M> {
+    fn stop(&self) {
+        Shared::stop(self);
+    }
+}
+
+static LIVE: Mutex<Vec<Weak<dyn Stop>>> = Mutex::new(Vec::new());
 static OWNER: AtomicU32 = AtomicU32::new(0);
 
 /// Has a new worker stopped before the host ends.
-pub(super) fn watch(worker: &Arc<Shared>) {
+pub(super) fn watch<M: Model>(worker: &Arc<Shared<M>>) {
     static ARMED: Once = Once::new();
     ARMED.call_once(|| {
         OWNER.store(std::process::id(), Ordering::Relaxed);
-        torch::at_exit(stop_all);
+        M::at_exit(stop_all);
     });
+    let worker: Arc<dyn Stop> = worker.clone();
     let mut live = LIVE.lock().unwrap_or_else(PoisonError::into_inner);
     live.retain(|worker| worker.strong_count() > 0);
-    live.push(Arc::downgrade(worker));
+    live.push(Arc::downgrade(&worker));
 }
 
 /// To be called after the first denoising step and after the first task of all: see above.
-pub(super) fn arm_again(once: &Once) {
-    once.call_once(|| torch::at_exit(stop_all));
+pub(super) fn arm_again<M: Model>(once: &Once) {
+    once.call_once(|| M::at_exit(stop_all));
 }
 
 extern "C" fn stop_all() {
@@ -38,7 +49,7 @@ extern "C" fn stop_all() {
     }
     // Whoever holds the lock while the host ends is not coming back.
     let Ok(live) = LIVE.try_lock() else { return };
-    let workers: Vec<Arc<Shared>> = live.iter().filter_map(Weak::upgrade).collect();
+    let workers: Vec<Arc<dyn Stop>> = live.iter().filter_map(Weak::upgrade).collect();
     drop(live);
     for worker in workers {
         worker.stop();

@@ -9,6 +9,9 @@ mod batch;
 mod exit;
 mod job;
 mod log;
+mod model;
+#[cfg(test)]
+mod tests;
 mod turn;
 
 use std::collections::VecDeque;
@@ -18,16 +21,16 @@ use std::sync::mpsc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use tch::Device;
-
-use self::batch::Batch;
 pub use self::job::{Job, JobState, Progress, SampleRequest};
 use self::log::Log;
 pub use self::log::LogSink;
+pub use self::model::{Batching, Facts, Model};
+#[cfg(test)]
+pub(crate) use self::tests::lone_job;
 use self::turn::Turn;
 use crate::process::{unknown_parameter, DiffusionProcess, ParameterInfo, ProcessConfig};
 use crate::schedule::NoiseSchedule;
-use crate::{memory, torch, Error, Result};
+use crate::{memory, Error, Result};
 
 /// Bytes of stack of a process's thread.
 const STACK: usize = 8 << 20;
@@ -36,25 +39,23 @@ const STACK: usize = 8 << 20;
 pub type Cancelled<'a> = &'a dyn Fn() -> bool;
 
 /// A piece of work; called with nothing if it is cancelled before its turn.
-type Task = Box<dyn FnOnce(Option<(&mut DiffusionProcess, Cancelled)>) + Send>;
+type Task<M> = Box<dyn FnOnce(Option<(&mut M, Cancelled)>) + Send>;
 
-enum Work {
+enum Work<M> {
     Sample(Arc<Job>),
-    Shared(Task),
-    Exclusive(Task),
+    Shared(Task<M>),
+    Exclusive(Task<M>),
 }
 
-#[derive(Default)]
-struct Queue {
-    work: VecDeque<Work>,
+struct Queue<M> {
+    work: VecDeque<Work<M>>,
     /// Jobs that were taken from the queue and may still be under way.
     jobs: Vec<Arc<Job>>,
     stopping: bool,
 }
 
-#[derive(Default)]
-struct Shared {
-    queue: Mutex<Queue>,
+struct Shared<M> {
+    queue: Mutex<Queue<M>>,
     arrived: Condvar,
     /// Set to cancel the task that is under way; the worker clears it before each.
     cancel_task: AtomicBool,
@@ -62,8 +63,18 @@ struct Shared {
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Queue> {
+impl<M> Shared<M> {
+    fn new() -> Self {
+        Shared {
+            queue: Mutex::new(Queue { work: VecDeque::new(), jobs: Vec::new(), stopping: false }),
+            arrived: Condvar::new(),
+            cancel_task: AtomicBool::new(false),
+            log: Log::default(),
+            thread: Mutex::new(None),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue<M>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -94,16 +105,9 @@ impl Shared {
     }
 }
 
-/// What never changes about a process, known without asking its thread.
-struct Facts {
-    config: ProcessConfig,
-    schedule: NoiseSchedule,
-    parameters: Vec<ParameterInfo>,
-}
-
 /// A process on a thread of its own. Shared by reference; every method may be called from any thread.
-pub struct Engine {
-    shared: Arc<Shared>,
+pub struct Engine<M: Model = DiffusionProcess> {
+    shared: Arc<Shared<M>>,
     facts: Facts,
 }
 
@@ -112,20 +116,20 @@ pub fn is_engine_thread() -> bool {
     log::in_sink()
 }
 
-impl Engine {
+impl<M: Model> Engine<M> {
     /// Starts a thread and builds the process on it.
-    pub fn start(build: impl FnOnce() -> Result<DiffusionProcess> + Send + 'static) -> Result<Self> {
+    pub fn start(build: impl FnOnce() -> Result<M> + Send + 'static) -> Result<Self> {
         // The thread needs as much. Asked for here, since the standard library ends the program where it gets no
         // memory for a new thread's handle.
         memory::ensure(STACK)?;
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared::new());
         let (ready, built) = mpsc::sync_channel(1);
         let worker = Arc::clone(&shared);
         let thread = thread::Builder::new()
             .name("libdiffusion".into())
             .stack_size(STACK)
             .spawn(move || {
-                torch::prepare_thread();
+                M::prepare_thread();
                 let process = quietly(|| {
                     let _turn = Turn::take();
                     build()
@@ -135,12 +139,7 @@ impl Engine {
                     Ok(mut process) => {
                         // Before the caller can set a callback, so that it hears all of it then.
                         log_news(&worker, &mut process);
-                        let facts = Facts {
-                            config: process.config().clone(),
-                            schedule: process.schedule().clone(),
-                            parameters: process.parameter_infos(),
-                        };
-                        drop(ready.send(Ok(facts)));
+                        drop(ready.send(Ok(process.facts())));
                         // Nobody is to wait for ever for a thread that is no more.
                         if quietly(|| Ok(work(&worker, process))).is_err() {
                             worker.lock().stopping = true;
@@ -190,7 +189,7 @@ impl Engine {
     /// Runs work that changes nothing that sampling depends on, between two denoising steps, and waits for it.
     pub fn run_shared<T: Send + 'static>(
         &self,
-        body: impl FnOnce(&mut DiffusionProcess, Cancelled) -> Result<T> + Send + 'static,
+        body: impl FnOnce(&mut M, Cancelled) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         self.run(Work::Shared, body)
     }
@@ -198,18 +197,18 @@ impl Engine {
     /// Runs work that changes weights, after the sampling jobs before it, and waits for it.
     pub fn run_exclusive<T: Send + 'static>(
         &self,
-        body: impl FnOnce(&mut DiffusionProcess, Cancelled) -> Result<T> + Send + 'static,
+        body: impl FnOnce(&mut M, Cancelled) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         self.run(Work::Exclusive, body)
     }
 
     fn run<T: Send + 'static>(
         &self,
-        kind: fn(Task) -> Work,
-        body: impl FnOnce(&mut DiffusionProcess, Cancelled) -> Result<T> + Send + 'static,
+        kind: fn(Task<M>) -> Work<M>,
+        body: impl FnOnce(&mut M, Cancelled) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let (done, outcome) = mpsc::sync_channel(1);
-        let task: Task = Box::new(move |turn| {
+        let task: Task<M> = Box::new(move |turn| {
             let result = match turn {
                 Some((process, cancelled)) => quietly(|| body(process, cancelled)),
                 None => Err(Error::Cancelled("the call was cancelled before its turn came".into())),
@@ -229,7 +228,7 @@ impl Engine {
         Ok(job)
     }
 
-    fn push(&self, work: Work) -> Result<()> {
+    fn push(&self, work: Work<M>) -> Result<()> {
         let mut queue = self.shared.lock();
         if queue.stopping {
             return Err(Error::Cancelled("the process is being destroyed".into()));
@@ -255,13 +254,13 @@ impl Engine {
     }
 }
 
-impl Drop for Engine {
+impl<M: Model> Drop for Engine<M> {
     fn drop(&mut self) {
         self.stop();
     }
 }
 
-fn cancel(work: Work) {
+fn cancel<M>(work: Work<M>) {
     match work {
         Work::Sample(job) => job.cancel(),
         Work::Shared(task) | Work::Exclusive(task) => task(None),
@@ -278,9 +277,9 @@ static TASK_DONE: Once = Once::new();
 static STEP_DONE: Once = Once::new();
 
 /// The life of the thread.
-fn work(shared: &Shared, mut process: DiffusionProcess) {
-    let on_cpu = process.device() == Device::Cpu;
-    let mut batch = Batch::new(process.config().max_batch);
+fn work<M: Model>(shared: &Shared<M>, mut process: M) {
+    let on_cpu = process.is_on_cpu();
+    let mut batch = process.new_batch();
     loop {
         log_news(shared, &mut process);
         match next(shared, &mut batch) {
@@ -288,10 +287,10 @@ fn work(shared: &Shared, mut process: DiffusionProcess) {
             Next::Task(task) => {
                 let _turn = on_cpu.then(Turn::take);
                 task(Some((&mut process, &|| shared.cancel_task.load(Ordering::Relaxed))));
-                exit::arm_again(&TASK_DONE);
+                exit::arm_again::<M>(&TASK_DONE);
             }
             Next::Step => {
-                for line in batch.warnings(process.schedule()) {
+                for line in batch.warnings(&process) {
                     shared.log.write(log::WARNING, &line);
                 }
                 let _turn = on_cpu.then(Turn::take);
@@ -301,29 +300,33 @@ fn work(shared: &Shared, mut process: DiffusionProcess) {
                 });
                 if let Err(error) = stepped {
                     batch.fail_all(&error);
+                    // A panic may have taken the batch's own hold on some of them with it.
+                    for job in std::mem::take(&mut shared.lock().jobs) {
+                        job.end(Err(error.clone()));
+                    }
                 }
-                exit::arm_again(&STEP_DONE);
+                exit::arm_again::<M>(&STEP_DONE);
             }
         }
     }
 }
 
 /// Passes on what the process has to say.
-fn log_news(shared: &Shared, process: &mut DiffusionProcess) {
+fn log_news<M: Model>(shared: &Shared<M>, process: &mut M) {
     for line in process.take_log() {
         shared.log.write(log::WARNING, &line);
     }
 }
 
-enum Next {
+enum Next<M> {
     Stop,
-    Task(Task),
+    Task(Task<M>),
     Step,
 }
 
 /// Takes in what has arrived and decides what comes next. Work is taken in its order; exclusive work waits until
 /// the batch is empty, and what is behind it waits too.
-fn next(shared: &Shared, batch: &mut Batch) -> Next {
+fn next<M: Model>(shared: &Shared<M>, batch: &mut M::Batch) -> Next<M> {
     let mut queue = shared.lock();
     loop {
         if queue.stopping {

@@ -1337,13 +1337,17 @@ int main(int argc, char **argv) {
     test_destroy_races();
     test_crowd();
     test_log();
-    test_small_stack();
+    if (!CHECK_SANITIZED) {
+        test_small_stack();
+    }
     test_fork();
     SECTION("the program ends while a job runs, 12 times");
     for (round = 0; round < 12; round++) {
         CHECK_EXIT(run_self("exit", NULL, -1));
     }
-    test_no_growth();
+    if (!CHECK_SANITIZED) {
+        test_no_growth();
+    }
     OK(diffusion_destroy(process));
     return check_done("jobs");
 }
