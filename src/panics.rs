@@ -51,7 +51,8 @@ mod tests {
 
     fn unwrapped(text: &str) -> Error {
         let panic = std::panic::catch_unwind(|| {
-            Err::<(), _>(tch::TchError::Torch(text.to_owned())).unwrap();
+            let failed: std::result::Result<(), _> = Err(tch::TchError::Torch(text.to_owned()));
+            std::hint::black_box(failed).unwrap();
         });
         to_error(panic.unwrap_err())
     }

@@ -141,7 +141,11 @@ impl<M: Model> Engine<M> {
                         log_news(&worker, &mut process);
                         drop(ready.send(Ok(process.facts())));
                         // Nobody is to wait for ever for a thread that is no more.
-                        if quietly(|| Ok(work(&worker, process))).is_err() {
+                        let lived = quietly(|| {
+                            work(&worker, process);
+                            Ok(())
+                        });
+                        if lived.is_err() {
                             worker.lock().stopping = true;
                             worker.cancel_all();
                         }

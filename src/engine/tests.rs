@@ -181,7 +181,13 @@ fn exclusive_work_is_a_barrier() {
     let engine = engine(1);
     let before = engine.submit(request(2, 0)).expect("a job");
     thread::scope(|scope| {
-        scope.spawn(|| engine.run_exclusive(|weight, _| Ok(weight.0 = 2)).expect("new weights"));
+        scope.spawn(|| {
+            let renew = |weight: &mut Weight, _: super::Cancelled| {
+                weight.0 = 2;
+                Ok(())
+            };
+            engine.run_exclusive(renew).expect("new weights")
+        });
         let meanwhile = engine.submit(request(1, 0)).expect("a job");
         meanwhile.wait(None).expect("images");
         assert!([1, 2].contains(&weight_of(&meanwhile)));

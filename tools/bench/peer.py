@@ -147,7 +147,6 @@ class Torch:
         self.host = torch.from_numpy(images)
         self.number = number
         self.timesteps = torch.full((len(images),), number, dtype=torch.int64, device=self.device)
-        self.examples = {}
 
     def run(self):
         if self.task == "train":
