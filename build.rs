@@ -120,6 +120,8 @@ fn link(libtorch: &Path) {
         format!("-soname,libdiffusion.so.{version}"),
         // torch-sys would otherwise export symbols of its own.
         "--exclude-libs,ALL".to_owned(),
+        // An exception's text is copied by ours, which does not fail (src/torch/shim.cpp).
+        "--wrap=strdup".to_owned(),
         // Threads and thread-locals outlive a host's dlclose.
         "-z,nodelete".to_owned(),
         // A released library finds libtorch beside itself, a freshly built one where it was built against.

@@ -3,15 +3,10 @@
 
 #include <c10/util/Exception.h>
 
-#include <cstring>
 #include <exception>
 
-inline char *diffusion_shim_copy(const char *text) {
-    char *result = strdup(text);
-    // An error must stay an error even where there is no memory left to say which.
-    static char no_memory[] = "out of memory";
-    return result != nullptr ? result : no_memory;
-}
+// A copy of an exception's text, for diffusion_shim_free; shim.cpp has it.
+char *diffusion_shim_copy(const char *text) noexcept;
 
 template <typename Body>
 char *guarded(Body body) noexcept {

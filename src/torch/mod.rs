@@ -24,6 +24,7 @@ struct SavedAutocast {
 
 extern "C" {
     fn diffusion_shim_free(text: *mut c_char);
+    fn diffusion_shim_prepare();
     fn diffusion_shim_torch_version() -> *const c_char;
     fn diffusion_shim_torch_address() -> *const c_void;
     fn diffusion_shim_cuda(devices: *mut i32, runtime_version: *mut i64) -> *mut c_char;
@@ -261,6 +262,7 @@ pub fn prepare_thread() {
     // SAFETY: sets this thread's own modes only; `set` is initialised by sigfillset.
     unsafe {
         diffusion_shim_default_floating_point();
+        diffusion_shim_prepare();
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigfillset(&mut set);
         // What a thread does to itself must stay deadly, and profilers may look.

@@ -8,7 +8,10 @@
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <torch/version.h>
 
+#include <array>
+#include <atomic>
 #include <cfenv>
+#include <cstdlib>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -16,6 +19,20 @@
 #include "guarded.h"
 
 namespace {
+
+constexpr char no_memory[] = "out of memory";
+
+// Blocks with room for `no_memory`, to be freed by whoever gets one.
+std::array<std::atomic<char *>, 64> spares;
+
+void fill_spares() {
+    for (auto &spare : spares) {
+        if (spare.load() != nullptr) continue;
+        char *expected = nullptr, *block = static_cast<char *>(malloc(sizeof no_memory));
+        if (block == nullptr) return;
+        if (!spare.compare_exchange_strong(expected, block)) free(block);
+    }
+}
 
 std::vector<at::Tensor> list(const tensor *tensors, size_t count) {
     std::vector<at::Tensor> result;
@@ -27,8 +44,31 @@ std::vector<at::Tensor> list(const tensor *tensors, size_t count) {
 
 }  // namespace
 
+// An error must stay an error also where there is no memory left to say which.
+char *diffusion_shim_copy(const char *text) noexcept {
+    const size_t bytes = strlen(text) + 1;
+    if (auto *result = static_cast<char *>(malloc(bytes))) {
+        fill_spares();
+        return static_cast<char *>(memcpy(result, text, bytes));
+    }
+    for (auto &spare : spares)
+        if (char *block = spare.exchange(nullptr))
+            return static_cast<char *>(memcpy(block, no_memory, sizeof no_memory));
+    return nullptr;
+}
+
+// torch-sys copies the text of an exception with strdup, and takes NULL for success, with a NULL tensor in
+// its hand. build.rs has the linker put this in the place of its strdup (--wrap).
+extern "C" char *__wrap_strdup(const char *text) {
+    return diffusion_shim_copy(text);
+}
+
+void diffusion_shim_prepare(void) {
+    fill_spares();
+}
+
 void diffusion_shim_free(char *text) {
-    if (strcmp(text, "out of memory") != 0) free(text);
+    free(text);
 }
 
 const char *diffusion_shim_torch_version(void) {

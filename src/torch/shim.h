@@ -15,6 +15,8 @@ typedef void *tensor;
 #endif
 
 void diffusion_shim_free(char *text);
+// To be called while there is memory: what later errors need when there is none.
+void diffusion_shim_prepare(void);
 const char *diffusion_shim_torch_version(void);
 // An address inside libtorch_cpu.so, to find the folder that it was loaded from.
 const void *diffusion_shim_torch_address(void);
