@@ -63,6 +63,7 @@ mod tests {
         assert_eq!(torch, Error::Torch("it said \"no\"".into()));
         assert!(matches!(unwrapped("std::bad_alloc"), Error::OutOfMemory(_)));
         let ours = to_error(std::panic::catch_unwind(|| panic!("a bug")).unwrap_err());
-        assert_eq!(ours, Error::Internal("a bug".into()));
+        // With its place, where a test beside this one has installed the hook.
+        assert!(matches!(&ours, Error::Internal(text) if text.starts_with("a bug")), "{ours:?}");
     }
 }
