@@ -27,7 +27,8 @@
 
 #include "diffusion.h"
 
-/* 1 under the address sanitizer (`make sanitize`), which needs memory and stacks of its own: limits on them mean nothing. */
+/* 1 under the address sanitizer (`make sanitize`), which needs memory and stacks of its own: limits on them
+ * mean nothing. */
 #ifndef __has_feature
 #define __has_feature(name) 0
 #endif

@@ -1,5 +1,6 @@
 /*
- * What a host can do wrong on purpose, to prove that the sanitizers watch: each mode but "good" must end in a report.
+ * What a host can do wrong on purpose, to prove that the sanitizers watch: each mode but "good" must end in a
+ * report.
  *
  *   proof good|write|read|leak
  */

@@ -19,8 +19,9 @@ link=(-Iinclude -Lbuild/sanitize -ldiffusion "-Wl,-rpath,$PWD/build/sanitize")
 
 echo "sanitize: that the sanitizers watch"
 $CC -g -O1 -D_GNU_SOURCE -std=c99 tests/sanitize/proof.c "${link[@]}" -o build/tests/proof
+symbols=$(nm build/tests/proof)
 for symbol in __asan_init __ubsan_handle __lsan_do_leak_check; do
-    nm build/tests/proof | grep -q " [TtW] $symbol" || { echo "sanitize: $symbol is not linked in"; exit 1; }
+    grep -q " [TtW] $symbol" <<<"$symbols" || { echo "sanitize: $symbol is not linked in"; exit 1; }
 done
 build/tests/proof good
 for mode in write:heap-buffer-overflow read:heap-buffer-overflow leak:LeakSanitizer; do

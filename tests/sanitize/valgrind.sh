@@ -10,8 +10,7 @@ cc -g -O1 -D_GNU_SOURCE -std=c99 tests/sanitize/proof.c -Iinclude -Lbuild/lib -l
 export DIFFUSION_KERNELS=portable ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 run() {
-    valgrind --error-exitcode=99 --leak-check=full --show-leak-kinds=definite,indirect --errors-for-leak-kinds=definite,indirect \
-        --suppressions=tests/sanitize/valgrind.supp "$@"
+    valgrind --error-exitcode=99 --leak-check=full --show-leak-kinds=definite,indirect --errors-for-leak-kinds=definite,indirect "$@"
 }
 echo "valgrind: create, train, sample, save, load, destroy"
 run build/tests/proof_valgrind good
