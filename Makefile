@@ -92,7 +92,7 @@ export OMP_WAIT_POLICY ?= passive
 
 # Each target below can be run alone.
 test: check test-setup test-rust test-c test-cpp test-faults test-threads test-soak test-examples test-go test-go-checks \
-	test-server test-godot test-quality test-bench test-install test-crate ## Everything that CI runs
+	test-server test-godot test-quality test-bench test-fuzz test-sanitize test-install test-crate ## Everything that CI runs
 	@echo "all tests passed"
 
 check: $(LIBTORCH_READY) ## Formatting and lints
