@@ -12,7 +12,7 @@ use super::turn::Turn;
 use super::{Engine, Job, JobState, SampleRequest};
 use crate::checkpoint::SchedulerConfig;
 use crate::pixels::Format;
-use crate::process::{DeviceChoice, ProcessConfig};
+use crate::process::{DeviceChoice, InferencePrecision, ProcessConfig};
 use crate::sampler::SamplerParams;
 use crate::schedule::{BetaSchedule, NoiseSchedule, ScheduleConfig};
 use crate::training::TrainingConfig;
@@ -55,6 +55,8 @@ impl Model for Weight {
                 num_threads: 1,
                 max_batch: 2,
                 seed: 0,
+                inference_precision: InferencePrecision::F32,
+                deterministic: false,
             },
             parameters: Vec::new(),
         }
@@ -264,7 +266,10 @@ fn a_deadline_ends_a_job_in_the_queue_too() {
 #[test]
 fn a_progress_function_can_cancel() {
     let engine = engine(1);
-    let request = SampleRequest { progress: Some(Box::new(|_, _| false)), ..request(1, 0) };
+    let request = SampleRequest {
+        progress: Some(Box::new(|_, _| Err(Error::Cancelled("enough".into())))),
+        ..request(1, 0)
+    };
     let outcome = engine.submit(request).expect("a job").wait(None);
     // It is asked when there is progress to tell of; a job that was done before anyone looked is done.
     assert!(outcome.is_ok() || is_cancelled(&outcome), "{outcome:?}");
