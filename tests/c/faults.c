@@ -708,8 +708,12 @@ static void test_disappearing(void) {
         diffusion_process *p = NULL;
         int32_t got = diffusion_save(one.process, path);
         saved += got == DIFFUSION_OK;
-        check_that(got == DIFFUSION_OK || got == DIFFUSION_ERROR_IO, __FILE__, __LINE__, "saving: %s: %s",
-                   diffusion_status_string(got), diffusion_last_error_message());
+        /* A folder that is half gone is not known for a checkpoint, and what is not one is never replaced. */
+        check_that(got == DIFFUSION_OK || got == DIFFUSION_ERROR_IO ||
+                       (got == DIFFUSION_ERROR_INVALID_ARGUMENT &&
+                        strstr(diffusion_last_error_message(), "a folder that holds something else") != NULL),
+                   __FILE__, __LINE__, "saving: %s: %s", diffusion_status_string(got),
+                   diffusion_last_error_message());
         got = diffusion_load(path, NULL, &p);
         if (got == DIFFUSION_OK) {
             loaded++; /* without its training state, where only that was gone: the images are the same */

@@ -410,7 +410,8 @@ static long threads_now(void) {
 
 int main(void) {
     const char *wanted = getenv("THREADS_SECONDS");
-    long duration = wanted != NULL ? atol(wanted) : 8, total = 0, before, i;
+    long duration = wanted != NULL ? atol(wanted) : 8, total = 0, most, i;
+    diffusion_config config;
     pthread_attr_t small;
     pthread_t watchdog;
     uint64_t steps = 0;
@@ -418,7 +419,6 @@ int main(void) {
     snprintf(model, sizeof model, "%s/model", folder);
     SECTION("what one thread computes alone");
     compute_alone();
-    before = threads_now();
     printf("  %d threads for %ld seconds\n", THREADS, duration);
     fflush(stdout);
     pthread_attr_init(&small);
@@ -456,10 +456,14 @@ int main(void) {
     printf("    %ld operations in all, %ld samplings ended as cancelled\n", total, ended_cancelled);
     OK(diffusion_get_step_count(trained, &steps));
     CHECK_INT(steps, ==, trained_steps);
-    for (i = 0; i < 3000 && threads_now() > before + 1; i++) { /* the watchdog is one */
+    /* This one, the watchdog, and for each process that lives as many as it computes with. */
+    OK(diffusion_config_init(&config));
+    OK(diffusion_get_config(stable, &config));
+    most = 2 + (VICTIMS + 4) * (long)config.num_threads;
+    for (i = 0; i < 3000 && threads_now() > most; i++) {
         usleep(10000);
     }
-    CHECK_INT(threads_now(), <=, before + 1);
+    CHECK_INT(threads_now(), <=, most);
     for (i = 0; i < VICTIMS; i++) {
         OK(diffusion_destroy(victims[i]));
     }
