@@ -67,6 +67,7 @@ fn shim(libtorch: &Path) {
         .flag(format!("-isystem{}", libtorch.join("include/torch/csrc/api/include").display()))
         .flag("-fvisibility=hidden")
         .file("src/torch/shim.cpp")
+        .file("src/torch/training_ops.cpp")
         .file("src/torch/gpu.cpp")
         .compile("diffusion_shim");
 }
@@ -97,12 +98,14 @@ fn kernels() {
             .flag("-ffp-contract=fast")
             .define("KERNELS", name)
             .file("src/kernels/kernels.cpp")
+            .file("src/kernels/training_kernels.cpp")
             .compile(&format!("diffusion_kernels_{name}"));
     }
     compiler()
         .flag("-fopenmp")
         .file("src/kernels/dispatch.cpp")
         .file("src/kernels/plan.cpp")
+        .file("src/kernels/training.cpp")
         .compile("diffusion_plan");
 }
 

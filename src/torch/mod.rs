@@ -4,6 +4,7 @@
 
 pub mod cuda;
 pub mod plan;
+pub mod training;
 
 use std::ffi::{c_char, c_void, CStr, CString};
 use std::path::PathBuf;

@@ -8,7 +8,7 @@ use super::config::Activation;
 use super::parameters::Init;
 use super::scope::Scope;
 use crate::error::Result;
-use crate::torch;
+use crate::torch::{self, training};
 
 /// A 2-d convolution: `weight` [out, in, k, k], `bias` [out].
 #[derive(Debug)]
@@ -45,6 +45,30 @@ impl Conv2d {
 
     /// [B, in, H, W] -> [B, out, H', W']
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.forward_plus(x, None, None)
+    }
+
+    /// [`Self::forward`] plus `added` [B, out] plus `residual` [B, out, H', W']
+    pub(crate) fn forward_plus(
+        &self,
+        x: &Tensor,
+        added: Option<&Tensor>,
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        if training::convolves(x, &self.weight, self.stride, self.padding) {
+            return training::convolve(x, &self.weight, &self.bias, added, residual);
+        }
+        let mut out = self.plain(x)?;
+        if let Some(added) = added {
+            out = out.f_add(&added.f_unsqueeze(-1)?.f_unsqueeze(-1)?)?;
+        }
+        match residual {
+            Some(residual) => Ok(residual.f_add(&out)?),
+            None => Ok(out),
+        }
+    }
+
+    fn plain(&self, x: &Tensor) -> Result<Tensor> {
         let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
         // Below 16 images on one thread conv2d prefers im2col, which is slower and rounds otherwise than oneDNN does for
         // 16: an image would depend on the batch it is in. In training conv2d stays, which autocast knows.
@@ -134,10 +158,21 @@ impl GroupNorm {
 
     /// [B, C, H, W] -> the same shape
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if training::normalises(x, &self.weight) {
+            return training::normalise(x, &self.weight, &self.bias, self.groups, self.eps, false);
+        }
         if x.device().is_cuda() && x.kind() != Kind::Float && !torch::is_recording() {
             return self.channels_last(x);
         }
         Ok(x.f_group_norm(self.groups, Some(&self.weight), Some(&self.bias), self.eps, true)?)
+    }
+
+    /// The norm, then an activation: [B, C, H, W] -> the same shape
+    pub(crate) fn forward_activated(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        if activation == Activation::Silu && training::normalises(x, &self.weight) {
+            return training::normalise(x, &self.weight, &self.bias, self.groups, self.eps, true);
+        }
+        activation.forward(&self.forward(x)?)
     }
 
     /// The same for images with their channels last, which libtorch's CUDA kernel would copy to channels first, so that

@@ -10,6 +10,7 @@ use super::parameters::{ParameterSpec, Parameters};
 use super::resnet::Conditioning;
 use super::scope::{Recorder, Scope, Source};
 use crate::error::{Error, Result};
+use crate::torch::training;
 
 /// Drops values of a tensor out with a probability and scales the rest up: `mask(x, p)` = x·m/(1−p).
 ///
@@ -130,7 +131,12 @@ impl DiffusionModel {
         let embedding = self.embed(timesteps, class_labels)?;
         let given = Conditioning { embedding: &embedding, dropout };
 
-        let mut h = self.conv_in.forward(centred.as_ref().unwrap_or(x))?;
+        let x = centred.as_ref().unwrap_or(x);
+        // What follows keeps the layout.
+        let mut h = match training::applies(x) {
+            true => self.conv_in.forward(&training::channels_last(x)?)?,
+            false => self.conv_in.forward(x)?,
+        };
         let mut skips = vec![h.shallow_clone()];
         for block in &self.down_blocks {
             h = block.forward(h, &given, &mut skips)?;
@@ -142,7 +148,7 @@ impl DiffusionModel {
             h = block.forward(h, &given, &mut skips)?;
         }
         // SiLU here whatever the blocks use, as in diffusers.
-        let h = Activation::Silu.forward(&self.conv_norm_out.forward(&h)?)?;
+        let h = self.conv_norm_out.forward_activated(&h, Activation::Silu)?;
         let out = self.conv_out.forward(&h)?;
         match self.config.time_embedding {
             TimeEmbedding::Positional => Ok(out),

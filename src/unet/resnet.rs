@@ -79,36 +79,38 @@ impl Resnet {
     }
 
     pub(crate) fn forward(&self, x: &Tensor, given: &Conditioning) -> Result<Tensor> {
-        let h = self.act.forward(&self.norm1.forward(x)?)?;
+        let h = self.norm1.forward_activated(x, self.act)?;
         let (h, x) = match self.scale {
             Scale::Keep => (h, x.shallow_clone()),
             Scale::Halve => (halve(&h)?, halve(x)?),
             Scale::Double => (double(&h)?, double(x)?),
         };
-        let h = self.conv1.forward(&h)?;
-        let h = self.act.forward(&self.norm_with_time(h, given.embedding)?)?;
+        let h = self.convolve_with_time(&h, given.embedding)?;
         let h = match given.dropout {
             Some(dropout) if self.dropout > 0.0 => dropout(&h, self.dropout)?,
             _ => h,
         };
-        let h = self.conv2.forward(&h)?;
         let x = match &self.conv_shortcut {
             Some(conv) => conv.forward(&x)?,
             None => x,
         };
-        rescale(x.f_add(&h)?, self.output_scale_factor)
+        rescale(self.conv2.forward_plus(&h, None, Some(&x))?, self.output_scale_factor)
     }
 
-    /// The second norm, with the timestep added before it, or scaling and shifting after it (adaptive group
-    /// norm, arXiv 2105.05233).
-    fn norm_with_time(&self, h: Tensor, embedding: &Tensor) -> Result<Tensor> {
-        let time = self.time_emb_proj.forward(embedding)?.f_unsqueeze(-1)?.f_unsqueeze(-1)?; // [B, C or 2C, 1, 1]
+    /// The first convolution and the second norm with its activation. The timestep is added between the two, or scales
+    /// and shifts what is normalised (adaptive group norm, arXiv 2105.05233).
+    fn convolve_with_time(&self, h: &Tensor, embedding: &Tensor) -> Result<Tensor> {
+        let time = self.time_emb_proj.forward(embedding)?; // [B, C or 2C]
         match self.time_scale_shift {
-            TimeScaleShift::Default => self.norm2.forward(&h.f_add(&time)?),
+            TimeScaleShift::Default => {
+                self.norm2.forward_activated(&self.conv1.forward_plus(h, Some(&time), None)?, self.act)
+            }
             TimeScaleShift::ScaleShift => {
                 let width = self.norm2.weight.size().first().copied().unwrap_or(0);
+                let time = time.f_unsqueeze(-1)?.f_unsqueeze(-1)?;
                 let (scale, shift) = (time.f_narrow(1, 0, width)?, time.f_narrow(1, width, width)?);
-                Ok(self.norm2.forward(&h)?.f_mul(&scale.f_add_scalar(1.0)?)?.f_add(&shift)?)
+                let normed = self.norm2.forward(&self.conv1.forward(h)?)?;
+                self.act.forward(&normed.f_mul(&scale.f_add_scalar(1.0)?)?.f_add(&shift)?)
             }
         }
     }
