@@ -147,9 +147,9 @@ int main(int argc, char **argv) {
         diffusion::Process process(config);
         std::printf("images of 3x%dx%d, widths 32, 64, 128\n", config.image_size, config.image_size);
         fixed_cost(process);
-        concurrency(process, 32, 20, 5, 1.15);
-        concurrency(process, 64, 20, 3, 1.3);
-        late_joiner(process, 8, 20, 5);
+        concurrency(process, 32, 10, 5, 1.15);
+        concurrency(process, 64, 10, 3, 1.3);
+        late_joiner(process, 8, 20, 3);
         return 0;
     } catch (const std::exception &error) {
         std::fprintf(stderr, "%s\n", error.what());
