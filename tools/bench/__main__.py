@@ -9,6 +9,7 @@ all that is kept. It says how to read them.
 """
 
 import argparse
+import signal
 import subprocess
 import sys
 from datetime import date
@@ -116,6 +117,8 @@ def main():
     top.add_argument("--work", default="out/bench", help="where everything is kept (default out/bench)")
     top.add_argument("--docs", default="docs", help="where the plot and the tables go (default docs)")
     options = top.parse_args()
+    # However it is ended, the programs that are stopped at that moment end too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         run(options)
     except (Refused, subprocess.SubprocessError) as problem:
