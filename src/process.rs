@@ -17,7 +17,7 @@ use crate::sampler::SamplerParams;
 use crate::schedule::NoiseSchedule;
 use crate::torch::cuda::{self, CudaCapture};
 use crate::torch::{self, GradGuard, LowPrecision};
-use crate::training::grad_scaler::GradScaler;
+use crate::training::grad_scaler::{self, GradScaler};
 use crate::training::trainer::{Accumulated, StepContext, Trainer};
 use crate::training::{check_learning_rate, Precision, TrainingConfig};
 use crate::unet::{
@@ -288,9 +288,12 @@ enum Planned {
 pub struct DiffusionProcess {
     config: ProcessConfig,
     schedule: NoiseSchedule,
-    trainer: Trainer,
-    /// A view of the weights to sample with.
+    /// The weights to sample with.
+    parameters: Parameters,
+    /// A view of them.
     model: DiffusionModel,
+    /// Made when training begins or a checkpoint goes on with it: who only samples does not pay for it in memory.
+    trainer: Option<Trainer>,
     /// Those weights laid out for sampling: made when first needed, dropped when they change.
     plan: RefCell<Planned>,
     /// What samples on CUDA.
@@ -339,7 +342,10 @@ impl DiffusionProcess {
         config.validate()?;
         let device = prepare_device(&config)?;
         let _no_grad = GradGuard::set(false);
-        let parameters = found.parameters.to(device)?;
+        let parameters = match device {
+            Device::Cpu => found.parameters,
+            _ => found.parameters.to(device)?,
+        };
         let mut process = Self::assemble(config, parameters, device)?;
         if let (Some(state), Some(meta)) = (found.training, meta) {
             process.restore(path, state, meta, &saved)?;
@@ -350,8 +356,7 @@ impl DiffusionProcess {
     fn assemble(mut config: ProcessConfig, parameters: Parameters, device: Device) -> Result<Self> {
         config.resolve(device);
         let schedule = NoiseSchedule::new(&config.scheduler.schedule)?;
-        let trainer = Trainer::new(&config.unet, parameters, &config.training, device)?;
-        let model = DiffusionModel::new(&config.unet, trainer.sampling_parameters())?;
+        let model = DiffusionModel::new(&config.unet, &parameters)?;
         let log = schedule.warning().into_iter().collect();
         let plan = RefCell::new(Planned::Not);
         let gpu = match device.is_cuda() {
@@ -368,13 +373,25 @@ impl DiffusionProcess {
             )?)),
             false => None,
         };
-        Ok(DiffusionProcess { config, schedule, trainer, model, plan, gpu, device, log })
+        let trainer = None;
+        Ok(DiffusionProcess { config, schedule, parameters, model, trainer, plan, gpu, device, log })
+    }
+
+    fn trainer(&mut self) -> Result<&mut Trainer> {
+        begun(&mut self.trainer, || new_trainer(&self.config, &self.parameters, self.device))
     }
 
     /// Writes a checkpoint folder; a crash leaves the old or the new one.
     pub fn save(&self, path: &Path) -> Result<()> {
         let _no_grad = GradGuard::set(false);
-        let trainer = &self.trainer;
+        let fresh;
+        let trainer = match &self.trainer {
+            Some(trainer) => trainer,
+            None => {
+                fresh = new_trainer(&self.config, &self.parameters, self.device)?;
+                &fresh
+            }
+        };
         let mut tensors = Vec::new();
         if trainer.ema.is_some() {
             tensors.extend(
@@ -424,7 +441,7 @@ impl DiffusionProcess {
     ) -> Result<()> {
         let checkpoint = CheckpointRef {
             unet: &self.config.unet,
-            parameters: self.trainer.sampling_parameters(),
+            parameters: &self.parameters,
             scheduler: &self.config.scheduler,
             training,
         };
@@ -439,7 +456,8 @@ impl DiffusionProcess {
         meta: TrainingMeta,
         saved: &TrainingConfig,
     ) -> Result<()> {
-        let (device, trainer) = (self.device, &mut self.trainer);
+        let (device, wanted_rate) = (self.device, self.config.training.learning_rate);
+        let trainer = self.trainer()?;
         let mut found: std::collections::HashMap<String, Tensor> = state.tensors.into_iter().collect();
         let names: Vec<String> = trainer.parameters.trainable().map(|(name, _)| name.to_owned()).collect();
         let mut take_into = |kind: &str, name: &str, into: &Tensor| -> Result<()> {
@@ -491,7 +509,7 @@ impl DiffusionProcess {
             *scaler = GradScaler::restore(scale, meta.growth_tracker.unwrap_or(0), device)?;
         }
         // A learning rate that was set during training is a state; one that the caller now asks for wins.
-        if self.config.training.learning_rate == saved.learning_rate {
+        if wanted_rate == saved.learning_rate {
             trainer.adam.learning_rate = meta.learning_rate;
         }
         trainer.step = meta.step;
@@ -517,8 +535,7 @@ impl DiffusionProcess {
 
     /// Names and shapes of the U-Net's parameters, in diffusers' order.
     pub fn parameter_infos(&self) -> Vec<ParameterInfo> {
-        let parameters = &self.trainer.parameters;
-        parameters
+        self.parameters
             .iter()
             .map(|(name, value)| ParameterInfo { name: name.to_owned(), shape: value.size() })
             .collect()
@@ -563,8 +580,7 @@ impl DiffusionProcess {
     pub fn denoise(&self, x: &Tensor, timesteps: &[f64], class_labels: Option<&[i64]>) -> Result<Tensor> {
         let _no_grad = GradGuard::set(false);
         if let Some(gpu) = &self.gpu {
-            let parameters = self.trainer.sampling_parameters();
-            return gpu.borrow_mut().forward(parameters, x, timesteps, class_labels);
+            return gpu.borrow_mut().forward(&self.parameters, x, timesteps, class_labels);
         }
         if let Some(output) = self.denoise_planned(x, timesteps, class_labels)? {
             return Ok(output);
@@ -664,6 +680,7 @@ impl DiffusionProcess {
     ) -> Result<Option<f32>> {
         self.config.check_class_labels(class_labels)?;
         let images = self.to_tensor(images)?;
+        let trainer = begun(&mut self.trainer, || new_trainer(&self.config, &self.parameters, self.device))?;
         let context = StepContext {
             class_labels,
             config: &self.config.training,
@@ -673,10 +690,10 @@ impl DiffusionProcess {
             want_loss,
             cancelled,
         };
-        let before = self.trainer.step;
-        let loss = self.trainer.train_step(&images, &context);
+        let before = trainer.step;
+        let loss = trainer.train_step(&images, &context);
         // A call that only adds to the gradient leaves the plan as it is; of one that failed nobody knows.
-        if loss.is_err() || self.trainer.step != before {
+        if loss.is_err() || trainer.step != before {
             self.weights_changed();
         }
         loss
@@ -684,24 +701,28 @@ impl DiffusionProcess {
 
     /// Training steps taken.
     pub fn step_count(&self) -> u64 {
-        self.trainer.step
+        self.trainer.as_ref().map_or(0, |trainer| trainer.step)
     }
 
     /// The optimizer's learning rate, before warm-up and decay.
     pub fn learning_rate(&self) -> f64 {
-        self.trainer.adam.learning_rate
+        self.trainer.as_ref().map_or(self.config.training.learning_rate, |trainer| trainer.adam.learning_rate)
     }
 
     /// Sets it, from the next step on.
     pub fn set_learning_rate(&mut self, value: f64) -> Result<()> {
         check_learning_rate(value)?;
-        self.trainer.adam.learning_rate = value;
+        self.trainer()?.adam.learning_rate = value;
         Ok(())
     }
 
     /// The gradient scaler's scale; 1 without one.
     pub fn gradient_scale(&self) -> Result<f64> {
-        self.trainer.scaler.as_ref().map_or(Ok(1.0), |scaler| Ok(scaler.scale.f_double_value(&[])?))
+        match (&self.trainer, self.config.training.mixed_precision) {
+            (Some(Trainer { scaler: Some(scaler), .. }), _) => Ok(scaler.scale.f_double_value(&[])?),
+            (None, Precision::F16) => Ok(grad_scaler::INITIAL_SCALE),
+            _ => Ok(1.0),
+        }
     }
 
     /// The values of one parameter.
@@ -712,6 +733,10 @@ impl DiffusionProcess {
     /// Replaces the values of one parameter.
     pub fn write_parameter(&mut self, weights: Weights, name: &str, values: &[f32]) -> Result<()> {
         let _no_grad = GradGuard::set(false);
+        if self.config.training.ema_decay > 0.0 {
+            // From here on the weights and their average differ.
+            self.trainer()?;
+        }
         let mut to = self.weight(weights, name)?.shallow_clone();
         if values.len() != to.numel() {
             return Err(Error::argument(
@@ -727,8 +752,8 @@ impl DiffusionProcess {
 
     fn weight(&self, weights: Weights, name: &str) -> Result<&Tensor> {
         let set = match weights {
-            Weights::Trained => &self.trainer.parameters,
-            Weights::Ema => self.trainer.sampling_parameters(),
+            Weights::Trained => self.trainer.as_ref().map_or(&self.parameters, |trainer| &trainer.parameters),
+            Weights::Ema => &self.parameters,
         };
         set.get(name).ok_or_else(|| unknown_parameter(name))
     }
@@ -739,6 +764,20 @@ impl DiffusionProcess {
         let count = (images.len() / self.config.image_len().max(1)) as i64;
         cuda::upload(images, &[count, channels, size, size], self.device)
     }
+}
+
+/// A trainer at step 0 of the weights to sample with; with EMA, of those that these are the moving average of.
+fn new_trainer(config: &ProcessConfig, parameters: &Parameters, device: Device) -> Result<Trainer> {
+    Trainer::new(&config.unet, parameters.share(), &config.training, device)
+}
+
+/// The trainer that is there, or a new one.
+fn begun(trainer: &mut Option<Trainer>, new: impl FnOnce() -> Result<Trainer>) -> Result<&mut Trainer> {
+    let begun = match trainer.take() {
+        Some(trainer) => trainer,
+        None => new()?,
+    };
+    Ok(trainer.insert(begun))
 }
 
 /// The error for a parameter that does not exist.

@@ -276,9 +276,9 @@ pub struct diffusion_config {
 /// denoising step, with no lock held: it may use the library, the same process and job included.
 ///
 /// done and total count denoising steps of images: total is num_samples times the network evaluations of each.
-/// Return 0 to go on; any other value cancels the job, and the call returns DIFFUSION_ERROR_CANCELLED. A C++
-/// exception that leaves it cancels too, and the message has its text; a longjmp or the thread's end (pthread_exit,
-/// pthread_cancel) must not leave it: that is undefined behaviour.
+/// Return 0 to go on; any other value cancels the job, if it has not just ended, and the call returns
+/// DIFFUSION_ERROR_CANCELLED. A C++ exception that leaves it cancels too, and the message has its text; a longjmp
+/// or the thread's end (pthread_exit, pthread_cancel) must not leave it: that is undefined behaviour.
 pub type diffusion_progress_fn =
     Option<unsafe extern "C" fn(done: u64, total: u64, user_data: *mut c_void) -> i32>;
 

@@ -271,7 +271,8 @@ impl Job {
         }
     }
 
-    /// Waits until the job has ended and says how, or for `limit`; `progress` is called with no lock held.
+    /// Waits until the job has ended and says how, or for `limit`; `progress` is called with no lock held, and its error
+    /// ends the job and the wait.
     pub fn wait_with(
         &self,
         limit: Option<Duration>,
@@ -287,7 +288,8 @@ impl Job {
             if done != reported && !failed {
                 reported = done;
                 if let Err(error) = progress(done, self.total) {
-                    self.end(Err(error));
+                    self.end(Err(error.clone()));
+                    return Err(error);
                 }
                 continue;
             }

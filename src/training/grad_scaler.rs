@@ -8,7 +8,8 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{torch, Result};
 
-const INITIAL_SCALE: f64 = 65536.0;
+/// The scale before the first step.
+pub const INITIAL_SCALE: f64 = 65536.0;
 const GROWTH: f64 = 2.0;
 const BACKOFF: f64 = 0.5;
 const GROWTH_INTERVAL: i64 = 2000;

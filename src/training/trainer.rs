@@ -68,19 +68,23 @@ pub struct StepContext<'a> {
 }
 
 impl Trainer {
-    /// A trainer at step 0 for these weights.
+    /// A trainer at step 0 for these weights; with EMA, for a copy of them, and they become the average.
     pub fn new(
         unet: &UnetConfig,
         parameters: Parameters,
         config: &TrainingConfig,
         device: Device,
     ) -> Result<Self> {
+        let _no_grad = GradGuard::set(false);
+        let (parameters, ema) = match config.ema_decay > 0.0 {
+            true => (parameters.deep_copy()?, Some(parameters)),
+            false => (parameters, None),
+        };
         parameters.set_requires_grad(true)?;
         let tensors: Vec<Tensor> = parameters.trainable().map(|(_, tensor)| tensor.shallow_clone()).collect();
-        let _no_grad = GradGuard::set(false);
         Ok(Trainer {
             model: DiffusionModel::new(unet, &parameters)?,
-            ema: if config.ema_decay > 0.0 { Some(parameters.deep_copy()?) } else { None },
+            ema,
             adam: Adam::new(&tensors, config.learning_rate, device)?,
             scaler: match config.mixed_precision {
                 Precision::F16 => Some(GradScaler::new(device)?),
@@ -93,11 +97,6 @@ impl Trainer {
             parameters,
             device,
         })
-    }
-
-    /// The weights to sample with.
-    pub fn sampling_parameters(&self) -> &Parameters {
-        self.ema.as_ref().unwrap_or(&self.parameters)
     }
 
     /// One step on `images` `[batch, channels, height, width]`, or one of the `accumulation_steps` parts of a step; the

@@ -227,6 +227,16 @@ impl Parameters {
         Ok(())
     }
 
+    /// The same tensors once more.
+    pub fn share(&self) -> Self {
+        let entries = self.entries.iter().map(|entry| Parameter {
+            name: entry.name.clone(),
+            tensor: entry.tensor.shallow_clone(),
+            trainable: entry.trainable,
+        });
+        Self::from_entries(entries.collect())
+    }
+
     /// A copy that shares nothing with this one and needs no gradients.
     pub fn deep_copy(&self) -> Result<Self> {
         self.map(|tensor| {

@@ -4,12 +4,10 @@
 #include "model.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include "errors.h"
 
@@ -62,12 +60,12 @@ static void leave_list(const model *m) {
     }
 }
 
-/* Where cores are scarce, frames go first. On Linux a thread has a nice value of its own and hands it on to
- * the threads that it starts: here, to all that compute. 10 leaves them a tenth of a core that the game wants
- * whole. */
+/* Where cores are scarce, frames go first. On Linux the policy is a thread's own and handed on to the threads
+ * that it starts: here, to all that compute. An idle-class thread leaves a core as soon as any other wants
+ * it; a merely "nicer" one keeps it for milliseconds more, which is what makes a frame late. */
 static void give_way(void) {
-    enum { NICE = 10 };
-    setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), NICE); /* may fail: then it is as it was */
+    const struct sched_param none = {0};
+    sched_setscheduler(0, SCHED_IDLE, &none); /* may fail: then it is as it was */
 }
 
 static void *live(void *argument) {
