@@ -1,7 +1,7 @@
 // What a call costs beside the arithmetic: the fixed cost of the way from C to the process's thread and back,
 // what many threads that ask for one image each pay compared with one call for all, and when an image is
-// ready that is asked for while others are being made. Prints ratios taken in one run; each checks first that
-// the images are the same.
+// ready that is asked for while others are being made, and what the `deterministic` option costs. Prints
+// ratios taken in one run; each checks first that the images are the same.
 //
 //     calls [THREADS]    THREADS: that compute, 0 (the default): as many as the library chooses
 
@@ -135,6 +135,25 @@ void late_joiner(diffusion::Process &process, std::size_t batch, int steps, int 
     }
 }
 
+// What the `deterministic` option costs.
+void determinism(diffusion::Config config, std::size_t batch, int steps, int rounds) {
+    diffusion::Process usual(config);
+    config.deterministic = 1;
+    diffusion::Process bound(config);
+    const diffusion::SampleParams params = request(seeds_to(batch), steps);
+    require_same(usual.sample_with(params), bound.sample_with(params), "deterministic against not");
+    std::vector<double> ratios;
+    for (int i = 0; i < rounds; i++) {
+        const double free = seconds([&] { usual.sample_with(params); });
+        ratios.push_back(seconds([&] { bound.sample_with(params); }) / free);
+    }
+    const Times t = of(ratios);
+    std::printf(
+        "%zu images with `deterministic`, against without it (%d steps): takes median %.2f, least %.2f times "
+        "as long; the images are the same bit for bit\n",
+        batch, steps, t.median, t.least);
+}
+
 }  // namespace
 
 int main(int argc, char **argv) {
@@ -150,6 +169,7 @@ int main(int argc, char **argv) {
         concurrency(process, 32, 10, 5, 1.15);
         concurrency(process, 64, 10, 3, 1.3);
         late_joiner(process, 8, 20, 3);
+        determinism(config, 8, 10, 5);
         return 0;
     } catch (const std::exception &error) {
         std::fprintf(stderr, "%s\n", error.what());

@@ -4,20 +4,10 @@
 # under as many schedules as there are seeds.
 #
 #   scripts/miri.sh SEEDS
-#
-# Miri is part of nightly toolchains only; the pinned one is installed through rustup.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-toolchain=nightly-2026-05-20
+toolchain=$(scripts/ensure_nightly.sh)
 seeds=$1
-
-if ! cargo "+$toolchain" miri --version >/dev/null 2>&1; then
-    command -v rustup >/dev/null || { echo "miri: needs rustup, which installs $toolchain" >&2; exit 1; }
-    log=$(mktemp)
-    trap 'rm -f "$log"' EXIT
-    rustup toolchain install "$toolchain" --profile minimal --component miri,rust-src --no-self-update >"$log" 2>&1 ||
-        { tail -n 3 "$log" >&2; echo "miri: rustup could not install $toolchain: check the network" >&2; exit 1; }
-fi
 
 # torch-sys's C++ is compiled and never run.
 export CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_DEV_OPT_LEVEL=0
