@@ -263,7 +263,7 @@ MODEL_FLAGS := --scale-down 2 --size 32 --hidden-dims 32,64,128 --augment wrap,f
 
 # --- Fuzzing and sanitizers (docs/TESTING.md) -------------------------------------------------------------------------
 
-.PHONY: fuzz test-fuzz sanitize test-sanitize test-miri
+.PHONY: fuzz test-fuzz sanitize test-sanitize test-tsan test-miri
 SANITIZED := build/sanitize/libdiffusion.so
 
 $(SANITIZED): $(RUST_SOURCES) scripts/build_sanitized.sh $(LIBTORCH_READY)
@@ -284,9 +284,13 @@ fuzz: build/fuzz/abi build/fuzz/checkpoint ## An hour of it (FUZZ_SECONDS: anoth
 test-sanitize: $(SANITIZED) ## C tests and library under the address and undefined-behaviour sanitizers: those of seconds
 	tests/sanitize/run.sh short
 
-sanitize: $(SANITIZED) $(LIBRARY) ## All C and C++ tests so, Miri with many schedules, valgrind (half an hour)
+sanitize: $(SANITIZED) $(LIBRARY) ## All C and C++ tests so, valgrind, the thread sanitizer, Miri with many schedules (half an hour)
 	tests/sanitize/run.sh long
+	scripts/tsan.sh 500
 	scripts/miri.sh 64
+
+test-tsan: $(LIBTORCH_READY) ## Handles and the engine's threads under the thread sanitizer
+	scripts/tsan.sh 50
 
 test-miri: $(LIBTORCH_READY) ## The boundary, the handles and the engine's threads under Miri
 	scripts/miri.sh 4
