@@ -18,7 +18,7 @@ extern const Kernels table;
 
 namespace {
 
-const Kernels &choose() {
+InstructionSet choose() {
     __builtin_cpu_init();
     const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
@@ -26,16 +26,28 @@ const Kernels &choose() {
                             __builtin_cpu_supports("avx512bw");
     const char *asked = std::getenv("DIFFUSION_KERNELS");
     const auto wanted = [&](const char *name) { return asked == nullptr || std::strcmp(asked, name) == 0; };
-    if (has_avx512 && wanted("avx512")) return avx512::table;
-    if (has_avx2 && (asked == nullptr || !wanted("portable"))) return avx2::table;
-    return portable::table;
+    if (has_avx512 && wanted("avx512")) return InstructionSet::Avx512;
+    if (has_avx2 && (asked == nullptr || !wanted("portable"))) return InstructionSet::Avx2;
+    return InstructionSet::Portable;
 }
 
 }  // namespace
 
-const Kernels &kernels() {
-    static const Kernels &chosen = choose();
+InstructionSet instruction_set() {
+    static const InstructionSet chosen = choose();
     return chosen;
+}
+
+const Kernels &kernels() {
+    switch (instruction_set()) {
+        case InstructionSet::Avx512:
+            return avx512::table;
+        case InstructionSet::Avx2:
+            return avx2::table;
+        case InstructionSet::Portable:
+            break;
+    }
+    return portable::table;
 }
 
 size_t attention_scratch(const Kernels &kernels, int tokens, int head_dim) {

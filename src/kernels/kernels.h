@@ -142,8 +142,12 @@ struct Kernels {
 // Floats of scratch memory that `attend` needs.
 size_t attention_scratch(const Kernels &kernels, int tokens, int head_dim);
 
-// The best set for this processor; DIFFUSION_KERNELS=avx512|avx2|portable in the environment asks for
-// another.
+// What kernels are compiled for.
+enum class InstructionSet { Portable, Avx2, Avx512 };
+
+// The best for this processor; DIFFUSION_KERNELS=avx512|avx2|portable in the environment asks for another.
+InstructionSet instruction_set();
+
 const Kernels &kernels();
 
 }  // namespace diffusion

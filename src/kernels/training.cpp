@@ -5,11 +5,11 @@
 #include <omp.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <new>
 
+#include "kernels.h"
 #include "memory.h"
 
 namespace diffusion {
@@ -34,19 +34,6 @@ constexpr int all_points = points * points;
 constexpr int64_t block_tiles = 64;
 // Tiles whose lifted inputs and gradients are kept for one product over all of them.
 constexpr int64_t chunk_tiles = 256;
-
-const Kernels &choose() {
-    __builtin_cpu_init();
-    const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
-                            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                            __builtin_cpu_supports("avx512bw");
-    const char *asked = std::getenv("DIFFUSION_KERNELS");
-    const auto wanted = [&](const char *name) { return asked == nullptr || std::strcmp(asked, name) == 0; };
-    if (has_avx512 && wanted("avx512")) return avx512::training_table;
-    if (has_avx2 && (asked == nullptr || std::strcmp(asked, "portable") != 0)) return avx2::training_table;
-    return portable::training_table;
-}
 
 template <typename T>
 const ImageKernels<T> &image_kernels();
@@ -263,8 +250,15 @@ void normalise_backward_in(const Norm &norm, const T *x, const float *weight, co
 }  // namespace
 
 const Kernels &kernels() {
-    static const Kernels &chosen = choose();
-    return chosen;
+    switch (instruction_set()) {
+        case InstructionSet::Avx512:
+            return avx512::training_table;
+        case InstructionSet::Avx2:
+            return avx2::training_table;
+        case InstructionSet::Portable:
+            break;
+    }
+    return portable::training_table;
 }
 
 void convolve(const Convolution &shape, const void *x, const float *weight, const float *bias,
