@@ -342,10 +342,7 @@ impl DiffusionProcess {
         config.validate()?;
         let device = prepare_device(&config)?;
         let _no_grad = GradGuard::set(false);
-        let parameters = match device {
-            Device::Cpu => found.parameters,
-            _ => found.parameters.to(device)?,
-        };
+        let parameters = found.parameters.to(device)?;
         let mut process = Self::assemble(config, parameters, device)?;
         if let (Some(state), Some(meta)) = (found.training, meta) {
             process.restore(path, state, meta, &saved)?;
@@ -733,18 +730,15 @@ impl DiffusionProcess {
     /// Replaces the values of one parameter.
     pub fn write_parameter(&mut self, weights: Weights, name: &str, values: &[f32]) -> Result<()> {
         let _no_grad = GradGuard::set(false);
+        let numel = self.weight(weights, name)?.numel();
+        if values.len() != numel {
+            return Err(Error::argument("the number of values", values.len(), format!("{numel} for {name}")));
+        }
         if self.config.training.ema_decay > 0.0 {
             // From here on the weights and their average differ.
             self.trainer()?;
         }
         let mut to = self.weight(weights, name)?.shallow_clone();
-        if values.len() != to.numel() {
-            return Err(Error::argument(
-                "the number of values",
-                values.len(),
-                format!("{} for {name}", to.numel()),
-            ));
-        }
         to.f_copy_(&Tensor::f_from_slice(values)?.f_view(to.size().as_slice())?)?;
         self.weights_changed();
         Ok(())

@@ -247,10 +247,10 @@ impl Parameters {
         })
     }
 
-    /// A copy on that device, which shares nothing with this one and needs no gradients.
-    pub fn to(&self, device: Device) -> Result<Self> {
+    /// These on that device, where they may be already.
+    pub fn to(self, device: Device) -> Result<Self> {
         if device == self.device() {
-            return self.deep_copy();
+            return Ok(self);
         }
         self.map(|tensor| Ok(tensor.f_detach()?.f_to_device(device)?))
     }
