@@ -1,11 +1,14 @@
 //! One evaluation of google/ddpm-cifar10-32's network: libtorch's path for the whole batch, the same image by image, as
 //! networks without a plan are evaluated so that an image does not depend on its batch, and the inference plan, alternately.
 //!
-//! With one thread (OMP_NUM_THREADS=1) the thread's own processor time is told as well, which other programs on the
+//! With one thread (OMP_NUM_THREADS=1) the processor time is told as well, which other programs on the
 //! machine disturb less.
+
+mod clock;
 
 use std::time::Instant;
 
+use clock::{text, Clock};
 use diffusion::unet::{DiffusionModel, InferencePlan, Parameters, PlanWeights, UnetConfig};
 use tch::{Device, Kind, Tensor};
 
@@ -30,52 +33,23 @@ fn main() {
         for _ in 0..rounds {
             let begin = Clock::start();
             let a = model.forward(&x, &tensor, None, None).expect("an output");
-            plain.push(begin.ms());
+            plain.push(begin.seconds());
             let begin = Clock::start();
             for i in 0..batch {
                 let _ = model
                     .forward(&x.narrow(0, i, 1), &tensor.narrow(0, i, 1), None, None)
                     .expect("an output");
             }
-            alone.push(begin.ms());
+            alone.push(begin.seconds());
             let begin = Clock::start();
             let b = plan.forward(&model, &x, &timesteps, None).expect("an output");
-            planned.push(begin.ms());
+            planned.push(begin.seconds());
             let largest = a.abs().max().double_value(&[]);
             difference = difference.max((a - b).abs().max().double_value(&[]) / largest);
         }
         println!("batch {batch}, difference {difference:.1e}");
         for (name, times) in [("libtorch", plain), ("image by image", alone), ("plan", planned)] {
-            println!("  {name}: {}", text(times));
+            println!("  {name}: {}", text(&times));
         }
     }
-}
-
-/// Time by the wall and by this thread's processor.
-struct Clock(Instant, f64);
-
-impl Clock {
-    fn start() -> Self {
-        Clock(Instant::now(), busy_ms())
-    }
-
-    fn ms(&self) -> (f64, f64) {
-        (self.0.elapsed().as_secs_f64() * 1e3, busy_ms() - self.1)
-    }
-}
-
-fn busy_ms() -> f64 {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
-    text.split(' ').next().and_then(|ns| ns.parse::<f64>().ok()).unwrap_or(0.0) / 1e6
-}
-
-fn text(times: Vec<(f64, f64)>) -> String {
-    let sorted = |which: fn(&(f64, f64)) -> f64| {
-        let mut values: Vec<f64> = times.iter().map(which).collect();
-        values.sort_by(f64::total_cmp);
-        values
-    };
-    let (wall, busy) = (sorted(|t| t.0), sorted(|t| t.1));
-    let middle = wall.len() / 2;
-    format!("{:.1} ms (median {:.1}; processor {:.1}, {:.1})", wall[0], wall[middle], busy[0], busy[middle])
 }

@@ -10,6 +10,7 @@
 #include "training.h"
 #include "training_storage.h"
 #include "vector.h"
+#include "winograd_maps.h"
 
 namespace diffusion {
 namespace KERNELS {
@@ -21,18 +22,6 @@ constexpr int out_side = training::outputs_per_side;
 
 constexpr float point_a = 0.70710678118654752f, point_b = 1.41421356237309505f;
 
-// t = B^T d
-static inline void map_input(const vec d[6], vec t[6]) {
-    const vec even1 = d[4] - 2.0f * d[2], odd1 = point_a * (d[3] - 2.0f * d[1]);
-    const vec even2 = d[4] - 0.5f * d[2], odd2 = point_b * (d[3] - 0.5f * d[1]);
-    t[0] = (d[0] + d[4]) - 2.5f * d[2];
-    t[1] = even1 + odd1;
-    t[2] = even1 - odd1;
-    t[3] = even2 + odd2;
-    t[4] = even2 - odd2;
-    t[5] = (d[1] + d[5]) - 2.5f * d[3];
-}
-
 // d = B t
 static inline void map_input_adjoint(const vec t[6], vec d[6]) {
     const vec sum1 = t[1] + t[2], odd1 = point_a * (t[1] - t[2]);
@@ -43,16 +32,6 @@ static inline void map_input_adjoint(const vec t[6], vec d[6]) {
     d[3] = (odd1 + odd2) - 2.5f * t[5];
     d[4] = t[0] + (sum1 + sum2);
     d[5] = t[5];
-}
-
-// y = A^T m
-static inline void map_output(const vec m[6], vec y[4]) {
-    const vec sum1 = m[1] + m[2], odd1 = point_a * (m[1] - m[2]);
-    const vec sum2 = m[3] + m[4], odd2 = point_b * (m[3] - m[4]);
-    y[0] = m[0] + sum1 + sum2;
-    y[1] = odd1 + odd2;
-    y[2] = 0.5f * sum1 + 2.0f * sum2;
-    y[3] = 0.5f * odd1 + (2.0f * odd2 + m[5]);
 }
 
 // m = A y
@@ -162,7 +141,7 @@ static void lift_images(const Tiles &tiles, const T *images, int channels, const
 template <typename T>
 static void lift_input(const Tiles &tiles, const T *x, int channels, const T *zeros, int64_t first, int count,
                        const Lifted &lifted) {
-    lift_images<T, points, 1, map_input>(tiles, x, channels, zeros, first, count, lifted);
+    lift_images<T, points, 1, F4::lift>(tiles, x, channels, zeros, first, count, lifted);
 }
 
 template <typename T>
@@ -182,7 +161,7 @@ static void lower_output(const Tiles &tiles, const Lifted &products, int channel
         for (int c = 0; c < channels; c += width) {
             vec values[points][points], outputs[out_side][out_side];
             load_points(products.values + lifted_place(products, i, c), products.plane, values);
-            map_square<points, out_side, map_output>(values, outputs);
+            map_square<points, out_side, F4::lower>(values, outputs);
             vec plus = load(bias + c);
             if (added != nullptr) plus += load(added + image * channels + c);
 #pragma GCC unroll 4
